@@ -1,0 +1,1 @@
+"""Signed, expiring records on a Kademlia DHT."""

@@ -1,0 +1,139 @@
+"""Ed25519 key pairs, the key file and the publisher id. The only module that imports cryptography."""
+
+import os
+import re
+import stat
+import tempfile
+from pathlib import Path
+from typing import Self
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from plasm_dht.errors import IdentityError
+
+PREFIX = "ed25519:"
+_PUBLISHER_ID = re.compile(r"ed25519:[0-9a-f]{64}")
+# A PKCS#8 Ed25519 key is 119 bytes of PEM; a file far above that is something else.
+MAX_KEY_FILE = 16 * 1024
+
+
+def publisher_id(public_key: bytes) -> str:
+    """The publisher id, `ed25519:` and 64 hex digits, of a 32-byte public key."""
+    return PREFIX + public_key.hex()
+
+
+def parse_publisher_id(text: str) -> bytes:
+    """The 32-byte public key of a publisher id. Raises `IdentityError`."""
+    if not _PUBLISHER_ID.fullmatch(text):
+        raise IdentityError(f"publisher id {text!r} is not 'ed25519:' and 64 lower-case hex digits")
+    return bytes.fromhex(text[len(PREFIX) :])
+
+
+def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether the 64-byte signature of `message` is by the holder of the 32-byte `public_key` (RFC 8032)."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+class Identity:
+    """An Ed25519 key pair: who a publisher is.
+
+    `public_key` is 32 bytes, `publisher_id` is its printable form.
+    """
+
+    def __init__(self, private_key: Ed25519PrivateKey) -> None:
+        self._private_key = private_key
+        self.public_key: bytes = private_key.public_key().public_bytes_raw()
+        self.publisher_id: str = publisher_id(self.public_key)
+
+    def __repr__(self) -> str:
+        return f"<Identity {self.publisher_id}>"
+
+    @classmethod
+    def generate(cls) -> Self:
+        """A new random key pair, kept nowhere."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The key pair in the file (PKCS#8 PEM, mode 0600), which is created when there is none.
+
+        Raises `IdentityError` when the file is no such key, or when others than its owner can read it.
+        """
+        path = Path(path)
+        try:
+            return cls._read(path)
+        except FileNotFoundError:
+            pass
+        try:
+            return cls.create(path)
+        except IdentityError:
+            if path.exists():  # another process created it in this moment
+                return cls._read(path)
+            raise
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], *, replace: bool = False) -> Self:
+        """A new key pair, written to the file.
+
+        Raises `IdentityError` when the file exists (unless `replace`) or cannot be written.
+        """
+        path = Path(path)
+        identity = cls.generate()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            identity._write(path, replace=replace)
+        except FileExistsError:
+            if replace:
+                raise
+            raise IdentityError(f"key file {path} exists: name another one, or say that it may be replaced") from None
+        except OSError as error:
+            raise IdentityError(f"key file {path} cannot be written: {error.strerror}") from None
+        return identity
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64-byte signature of the message."""
+        return self._private_key.sign(message)
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
+        try:
+            with path.open("rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                data = file.read(MAX_KEY_FILE)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise IdentityError(f"key file {path} cannot be read: {error.strerror}") from None
+        if mode & 0o077:
+            raise IdentityError(f"key file {path} has mode {mode:04o}, so others can use the key: make it 0600")
+        try:
+            key = serialization.load_pem_private_key(data, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            key = None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise IdentityError(f"key file {path} holds no unencrypted Ed25519 private key in PKCS#8 PEM")
+        return cls(key)
+
+    def _write(self, path: Path, *, replace: bool) -> None:
+        pem = self._private_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(pem)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                temporary.replace(path)
+            else:
+                path.hardlink_to(temporary)  # unlike a rename it never overwrites a key that another process just made
+        finally:
+            temporary.unlink(missing_ok=True)
