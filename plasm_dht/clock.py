@@ -2,9 +2,17 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
+from statistics import median_low
 
 # A forward jump of wall time against monotonic time by more than this is a suspend or a step, not a slew (s).
 JUMP = 1.0
+# Clocks this close to each other agree (ms).
+AGREEMENT = 60_000
+# Responders that have to agree before a reader mistrusts its own clock.
+LEAST_RESPONDERS = 3
+# When this release was made (Unix ms, 2026-11-23): a clock that is older has never been set.
+RELEASED = 1_795_392_000_000
 
 
 class Clock:
@@ -15,12 +23,18 @@ class Clock:
     """
 
     def __init__(self) -> None:
+        # What the network's time is ahead of the wall clock (ms), when that has been found to be wrong.
+        self.correction = 0
         self._drift: float | None = None
         self._skipped = 0.0
 
     def wall(self) -> int:
         """Unix time of this machine in ms, as it is set, right or wrong."""
         return int(time.time() * 1000)
+
+    def now(self) -> int:
+        """Unix ms as far as this machine knows: what governs signing and what is live."""
+        return self.wall() + self.correction
 
     def monotonic(self) -> float:
         """Seconds that never go back. The running loop's time, so that a virtual-time loop ages records too."""
@@ -40,3 +54,26 @@ class Clock:
             self._skipped += drift - self._drift
         self._drift = drift
         return monotonic + self._skipped
+
+
+def network_time(samples: Sequence[int], own: int) -> int | None:
+    """The median of the responders' clocks (ms), when more than half agree with each other and differ from our own.
+
+    `None`: our own clock is as good, or they do not agree.
+    """
+    ordered = sorted(samples)
+    most = len(ordered) // 2 + 1
+    agree = any(ordered[i + most - 1] - ordered[i] <= AGREEMENT for i in range(len(ordered) - most + 1))
+    if not ordered or not agree:
+        return None
+    median = median_low(ordered)
+    return median if abs(median - own) > AGREEMENT else None
+
+
+def reader_time(samples: Sequence[int], own: int) -> int:
+    """What a reader takes for the time (ms): its own clock, unless that was never set or a majority differs."""
+    if own < RELEASED and samples:
+        return max(median_low(samples), own)
+    if len(samples) < LEAST_RESPONDERS:
+        return own
+    return network_time(samples, own) or own

@@ -1,0 +1,151 @@
+"""How a node joins the network and stays in it: bootstrap addresses, neighbours that are too few, buckets that idle."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+
+from plasm_dht.clock import Clock
+from plasm_dht.dht import wire
+from plasm_dht.dht.lookup import NodeLookup
+from plasm_dht.dht.protocol import PlasmProtocol
+from plasm_dht.dht.routing import Contact
+from plasm_dht.dht.wire import Address
+
+log = logging.getLogger(__name__)
+
+# How often a node sees to its tables (s).
+UPKEEP = 60.0
+# Without a neighbour the bootstrap addresses are asked again after the first of these, doubling up to the second (s).
+RETRY_FIRST, RETRY_LONGEST = 1.0, 60.0
+# The bootstrap addresses are asked again this often: with fewer than k live contacts, and with k (s).
+ASK_AGAIN_FEW, ASK_AGAIN = 300.0, 3600.0
+# Stale contacts that are pinged at each upkeep while few are live, so that a healed link is noticed.
+REVIVALS = 3
+# Neighbours that are asked which address of ours they see.
+STUN_NEIGHBOURS = 8
+
+
+class Membership:
+    """Keeps a node among its neighbours. `tidy` is awaited at each upkeep, for whoever else has something to forget."""
+
+    def __init__(
+        self, protocol: PlasmProtocol, clock: Clock, *, k: int, alpha: int, tidy: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._protocol = protocol
+        self._clock = clock
+        self._k = k
+        self._alpha = alpha
+        self._tidy = tidy
+        self._addresses: list[Address] = []
+        self._asked_at = 0.0
+        self._retry = RETRY_FIRST
+        self._woken = asyncio.Event()
+
+    @property
+    def _is_transient(self) -> bool:
+        return bool(self._protocol.source_node.id == wire.TRANSIENT_ID)
+
+    async def bootstrap(self, addresses: Iterable[Address]) -> list[Contact]:
+        """Join through these (host, port), and remember them. Returns the neighbours found, nearest first."""
+        self._addresses = list(dict.fromkeys((str(host), int(port)) for host, port in addresses))
+        neighbours = await self._join()
+        if not self._is_transient:
+            self._report()
+            self._woken.set()
+        return neighbours
+
+    async def seen_address(self) -> str | None:
+        """The IP address that most of our neighbours see us at; `None` when nobody answered."""
+        neighbours = self._protocol.router.closest(self._protocol.source_node.long_id, STUN_NEIGHBOURS)
+        outcomes = await asyncio.gather(*(self._protocol.call_stun(neighbour) for neighbour in neighbours))
+        seen = Counter(
+            result[0]
+            for answered, result in outcomes
+            if answered and isinstance(result, list) and result and isinstance(result[0], str)
+        )
+        return next((ip for ip, _ in seen.most_common(1) if wire.is_reachable(ip)), None)
+
+    async def run(self) -> None:
+        """See to the tables, and ask for neighbours where they are few, until cancelled."""
+        if self._is_transient:
+            return
+        tidied = self._clock.monotonic()
+        while True:
+            now = self._clock.monotonic()
+            due = min(tidied + UPKEEP, self._ask_at()) - now
+            if due > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(due):
+                        await self._woken.wait()
+                self._woken.clear()
+                continue
+            if now >= self._ask_at():
+                await self._join()
+                self._report()
+            if now >= tidied + UPKEEP:
+                tidied = now
+                await self._see_to_table()
+                await self._tidy()
+
+    # -- joining -----------------------------------------------------------------------------------------------------
+
+    async def _join(self) -> list[Contact]:
+        router = self._protocol.router
+        resolved = await asyncio.gather(*(self._resolve(host, port) for host, port in self._addresses))
+        self._asked_at = self._clock.monotonic()
+        pings = [self._protocol.ping_address(address) for addresses in resolved for address in addresses]
+        await asyncio.gather(*pings)
+        if self._is_transient or not router.live():
+            return router.live()
+        return await self._find_nodes(self._protocol.source_node.id)
+
+    async def _resolve(self, host: str, port: int) -> list[Address]:
+        if wire.is_reachable(host):  # an IP address goes to no resolver
+            return [(host, port)]
+        own = self._protocol.transport.get_extra_info("sockname")[0]
+        family = socket.AF_INET6 if ":" in own else socket.AF_INET
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
+        except (OSError, UnicodeError) as error:
+            log.warning("bootstrap host %r has no address: %s", host, error)
+            return []
+        return [(str(sockaddr[0]), port) for *_, sockaddr in found]
+
+    async def _find_nodes(self, key: bytes) -> list[Contact]:
+        return await NodeLookup(self._protocol, key, k=self._k, alpha=self._alpha).run()
+
+    def _ask_at(self) -> float:
+        """When the bootstrap addresses are asked again (monotonic)."""
+        if not self._addresses:
+            return float("inf")
+        live = len(self._protocol.router.live())
+        wait = self._retry if live == 0 else ASK_AGAIN_FEW if live < self._k else ASK_AGAIN
+        return self._asked_at + wait
+
+    def _report(self) -> None:
+        """Say whether there are neighbours, and ask again later and later while there are none."""
+        live = len(self._protocol.router.live())
+        if live:
+            if self._retry != RETRY_FIRST:
+                log.info("joined the network: %d neighbours", live)
+            self._retry = RETRY_FIRST
+        elif self._addresses:
+            asked = ", ".join(f"{host}:{port}" for host, port in self._addresses)
+            log.warning("no bootstrap node answered (%s): trying again in %.0f s", asked, self._retry)
+            self._retry = min(self._retry * 2, RETRY_LONGEST)
+
+    # -- upkeep ------------------------------------------------------------------------------------------------------
+
+    async def _see_to_table(self) -> None:
+        router = self._protocol.router
+        router.expire_stale()
+        if len(router.live()) < self._k:
+            for contact in router.closest(self._protocol.source_node.long_id, REVIVALS, stale=True):
+                self._protocol.call_ping(contact)
+        # Look up a random id in each bucket that no lookup went to for an hour (the paper, section 2.3).
+        for bucket in router.lonely_buckets():
+            await self._find_nodes(random.randint(*bucket.range).to_bytes(wire.ID_BYTES))

@@ -1,0 +1,329 @@
+"""The datagram path: requests answered where they arrive, calls matched with their answers, who may ask and how fast.
+
+A handler returns its reply, and one place sends it. No task is made for a request, but for a store whose sender has to
+be pinged first. Nothing that arrives can raise: what is not of the right shape is dropped and counted.
+"""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from kademlia.node import Node
+from kademlia.protocol import KademliaProtocol
+
+from plasm_dht.clock import Clock
+from plasm_dht.dht import wire
+from plasm_dht.dht.limits import SILENT_FOR, VERIFIED_FOR, RateLimit, Seen
+from plasm_dht.dht.roundtrip import RoundTrips
+from plasm_dht.dht.routing import Contact, PlasmRoutingTable
+from plasm_dht.dht.storage import RecordStorage, Verdict
+from plasm_dht.dht.wire import Address
+from plasm_dht.record import Record
+
+# A store waits this long in all (s), so that the holder's ping-back fits inside.
+STORE_TIMEOUT = 4.0
+# An address that stores has this long to answer our ping (s).
+PING_BACK = 2.0
+# Pings to strangers under way at once; beyond it a stranger stays unverified.
+MAX_PINGS = 512
+
+# A call's outcome, as in rpcudp: whether there was an answer, and its result.
+Outcome = tuple[bool, Any]
+NO_ANSWER: Outcome = (False, None)
+
+
+class Call:
+    """One request of ours that waits for its answer."""
+
+    __slots__ = ("address", "contact", "datagram", "future", "is_ping", "is_store", "sent_at", "sent_twice", "timer")
+
+    def __init__(self, address: Address, contact: Contact | None, name: str, datagram: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self.address = address
+        self.contact = contact
+        self.datagram = datagram
+        self.future: asyncio.Future[Outcome] = loop.create_future()
+        self.is_ping = name == "ping"
+        self.is_store = name == "store"
+        self.sent_at = loop.time()
+        self.sent_twice = False
+        self.timer: asyncio.TimerHandle
+
+
+class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library has no types
+    """kademlia's RPCs over rpcudp's frames, answered synchronously.
+
+    `spawn` runs a coroutine in the server's task group; `on_contact` is told of each new contact in the routing table.
+    """
+
+    def __init__(
+        self,
+        source_node: Node,
+        storage: RecordStorage,
+        ksize: int,
+        *,
+        clock: Clock,
+        rate_limit: float | None,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        on_contact: Callable[[Contact], None],
+    ) -> None:
+        super().__init__(source_node, storage, ksize)
+        self.router = PlasmRoutingTable(self, ksize, source_node, clock)
+        self.ksize = ksize
+        self.clock = clock
+        self.round_trips = RoundTrips()
+        # What was dropped or refused, by reason.
+        self.dropped: Counter[str] = Counter()
+        self._rate_limit = None if rate_limit is None else RateLimit(rate_limit)
+        self._spawn = spawn
+        self._on_contact = on_contact
+        self._calls: dict[bytes, Call] = {}
+        self._pings: dict[Address, asyncio.Future[Outcome]] = {}
+        self._verified = Seen(VERIFIED_FOR)
+        self._silent = Seen(SILENT_FOR)
+        self._deferred: set[bytes] = set()
+        self._handlers: dict[str, tuple[Callable[..., Any], range]] = {
+            "ping": (self.rpc_ping, range(1, 2)),
+            "stun": (self.rpc_stun, range(1)),
+            "store": (self.rpc_store, range(3, 4)),
+            "find_node": (self.rpc_find_node, range(2, 3)),
+            "find_value": (self.rpc_find_value, range(2, 4)),
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        """No attribute becomes a remote call, as it does in the base."""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    # -- datagrams in ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:
+        """Keep the transport; have asyncio allocate what a datagram needs, not 256 KiB for each."""
+        super().connection_made(transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = wire.MAX_READ + 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody will answer any more."""
+        for call in list(self._calls.values()):
+            self._finish(call, NO_ANSWER)
+        self._calls.clear()
+
+    def error_received(self, exc: OSError) -> None:
+        """Count what the network reports back; the time-out says the same of the address concerned."""
+        self.dropped["network_error"] += 1
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        """Answer a request, or hand an answer to the call that waits for it."""
+        address: Address = addr[:2]  # IPv6 adds flow and scope
+        if not wire.HEADER < len(data) <= wire.MAX_READ:
+            self.dropped["size"] += 1
+        elif data[0] == 1:
+            self._receive_response(data, address)
+        elif data[0] != 0:
+            self.dropped["type"] += 1
+        elif self._rate_limit is not None and not self._rate_limit.allows(address[0], self.clock.monotonic()):
+            self.dropped["rate_limit"] += 1
+        else:
+            self._receive_request(data, address)
+
+    def _receive_request(self, data: bytes, sender: Address) -> None:
+        message_id = data[1 : wire.HEADER]
+        request = wire.decode_request(data)
+        handler, arity = self._handlers.get(request[0], (None, range(0))) if request else (None, range(0))
+        if request is None or handler is None or len(request[1]) not in arity:
+            self.dropped["malformed"] += 1
+            return
+        result = handler(sender, *request[1])
+        if result is None:
+            self.dropped["malformed"] += 1
+        elif isinstance(result, Coroutine):
+            if message_id in self._deferred or len(self._deferred) >= MAX_PINGS:  # a resend, or a crowd
+                result.close()
+                return
+            self._deferred.add(message_id)
+            self._spawn(self._answer_later(message_id, sender, result))
+        else:
+            self._send(wire.encode_response(message_id, result), sender)
+
+    async def _answer_later(self, message_id: bytes, sender: Address, answer: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self._send(wire.encode_response(message_id, await answer), sender)
+        finally:
+            self._deferred.discard(message_id)
+
+    def _send(self, datagram: bytes, address: Address) -> None:
+        if not self.transport.is_closing():
+            self.transport.sendto(datagram, address)
+
+    # -- requests of others ------------------------------------------------------------------------------------------
+
+    def rpc_stun(self, sender: Address) -> Address:
+        """The caller's address as seen from here."""
+        return sender
+
+    def rpc_ping(self, sender: Address, node_id: object) -> bytes | None:
+        """Our id."""
+        if not wire.is_id(node_id):
+            return None
+        self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
+        return self.source_node.id  # type: ignore[no-any-return]
+
+    def rpc_find_node(self, sender: Address, node_id: object, key: object) -> list[list[object]] | None:
+        """The k live contacts closest to the key, nearest first, as many as fit."""
+        if not (wire.is_id(node_id) and wire.is_id(key)):
+            return None
+        self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
+        return wire.nodes_reply(self._nearest(key, sender))  # type: ignore[arg-type]  # checked
+
+    def rpc_find_value(
+        self, sender: Address, node_id: object, key: object, skip: object = 0
+    ) -> dict[str, object] | list[list[object]] | None:
+        """What is held under the key, or the closest nodes where nothing is."""
+        if not (wire.is_id(node_id) and wire.is_id(key) and type(skip) is int and 0 <= skip < 2**16):
+            return None
+        self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
+        nodes = self._nearest(key, sender)  # type: ignore[arg-type]  # checked
+        held = self.storage.holdings(key)
+        if not held:
+            return wire.nodes_reply(nodes)
+        return wire.found_reply([holding.envelope for holding in held], nodes, self.clock.wall(), skip)
+
+    def rpc_store(self, sender: Address, node_id: object, key: object, envelope: object) -> Any:
+        """Admit a record, or say why not; a coroutine when the sender's address has to answer a ping first."""
+        if not (wire.is_id(node_id) and wire.is_id(key)):
+            return None
+        self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
+        checked = self.storage.check(key, envelope)
+        if isinstance(checked, Verdict):
+            return self._verdict(checked)
+        if self._verified.has(sender, self.clock.monotonic()):
+            return self._verdict(self.storage.admit(key, checked))
+        return self._store_after_ping(sender, key, checked)  # type: ignore[arg-type]  # checked
+
+    async def _store_after_ping(self, sender: Address, key: bytes, record: Record) -> dict[str, object]:
+        try:
+            async with asyncio.timeout(PING_BACK):
+                answered, _ = await asyncio.shield(self._ping(sender))
+        except TimeoutError:
+            answered = False
+        if not answered:
+            return self._verdict(Verdict("unverified"))
+        checked = self.storage.check(key, record.envelope)  # what is held may have changed meanwhile
+        return self._verdict(self.storage.admit(key, checked) if isinstance(checked, Record) else checked)
+
+    def _verdict(self, verdict: Verdict) -> dict[str, object]:
+        if verdict.reason is not None:
+            self.dropped[verdict.reason] += 1
+        return wire.stored_reply(self.clock.wall(), verdict.reason, verdict.held)
+
+    def _nearest(self, key: bytes, sender: Address) -> Iterable[Contact]:
+        near = self.router.closest(int.from_bytes(key), self.ksize + 1)
+        return [contact for contact in near if contact.address != sender][: self.ksize]
+
+    def welcome(self, sender: Address, node_id: bytes) -> None:
+        """Ping a caller that the routing table does not know, or believes dead, if it would get a place there."""
+        known = self.router.at(sender)
+        if known is not None and known.id == node_id and not known.is_stale:
+            return
+        if node_id == wire.TRANSIENT_ID or sender in self._pings or len(self._pings) >= MAX_PINGS:
+            return
+        if known is None and not self.router.has_room_for(Node(node_id)):
+            return
+        if not self._silent.has(sender, self.clock.monotonic()):
+            self._ping(sender)
+
+    # -- calls of ours -----------------------------------------------------------------------------------------------
+
+    def call_ping(self, node_to_ask: Contact) -> "asyncio.Future[Outcome]":
+        """Whether it answers, and its id."""
+        return self._ping(node_to_ask.address)
+
+    def call_stun(self, node_to_ask: Contact) -> "asyncio.Future[Outcome]":
+        """Our address as it sees it."""
+        return self._call(node_to_ask.address, node_to_ask, "stun")
+
+    def call_find_node(self, node_to_ask: Contact, node_to_find: Node) -> "asyncio.Future[Outcome]":
+        """The nodes that it knows closest to the id."""
+        return self._call(node_to_ask.address, node_to_ask, "find_node", self.source_node.id, node_to_find.id)
+
+    def call_find_value(self, node_to_ask: Contact, node_to_find: Node, skip: int = 0) -> "asyncio.Future[Outcome]":
+        """What it holds under the id, leaving out the first `skip` envelopes, or the nodes that it knows closest."""
+        arguments = (self.source_node.id, node_to_find.id, skip) if skip else (self.source_node.id, node_to_find.id)
+        return self._call(node_to_ask.address, node_to_ask, "find_value", *arguments)
+
+    def call_store(self, node_to_ask: Contact, key: bytes, value: bytes) -> "asyncio.Future[Outcome]":
+        """Whether it accepts the envelope under the key."""
+        return self._call(node_to_ask.address, node_to_ask, "store", self.source_node.id, key, value)
+
+    def ping_address(self, address: Address) -> "asyncio.Future[Outcome]":
+        """The id of whoever is at the (ip, port)."""
+        return self._ping(address)
+
+    def _ping(self, address: Address) -> "asyncio.Future[Outcome]":
+        """One ping an address at a time, whoever waits for it."""
+        pinging = self._pings.get(address)
+        if pinging is None:
+            pinging = self._call(address, self.router.at(address), "ping", self.source_node.id)
+            self._pings[address] = pinging
+            pinging.add_done_callback(lambda _: self._pings.pop(address, None))
+        return pinging
+
+    def _call(
+        self, address: Address, contact: Contact | None, name: str, *arguments: object
+    ) -> "asyncio.Future[Outcome]":
+        message_id = os.urandom(wire.ID_BYTES)  # unguessable, so that only who was asked can answer
+        call = Call(address, contact, name, wire.encode_request(message_id, name, arguments))
+        if self.transport is None or self.transport.is_closing():
+            call.future.set_result(NO_ANSWER)
+            return call.future
+        wait = self.round_trips.timeout(address)
+        if call.is_store:
+            wait = min(2 * wait, STORE_TIMEOUT / 2)  # the holder may ping us before it answers
+        call.timer = asyncio.get_running_loop().call_later(wait, self._time_out, message_id, wait)
+        self._calls[message_id] = call
+        self.transport.sendto(call.datagram, address)
+        return call.future
+
+    def _time_out(self, message_id: bytes, waited: float) -> None:
+        call = self._calls[message_id]
+        if not call.sent_twice:  # even if nobody waits any more: whether it lives is worth to know
+            call.sent_twice = True
+            wait = STORE_TIMEOUT - waited if call.is_store else waited
+            call.timer = asyncio.get_running_loop().call_later(wait, self._time_out, message_id, wait)
+            self._send(call.datagram, call.address)
+            return
+        del self._calls[message_id]
+        self._silent.add(call.address, self.clock.monotonic())
+        if call.contact is not None and not call.is_store:
+            self.router.miss(call.contact)
+        self._finish(call, NO_ANSWER)
+
+    def _receive_response(self, data: bytes, sender: Address) -> None:
+        call = self._calls.pop(data[1 : wire.HEADER], None)
+        if call is None:
+            self.dropped["unasked"] += 1
+            return
+        result = wire.decode_response(data)
+        if sender == call.address:
+            self._answered(call, result)
+        self._finish(call, (True, result))
+
+    def _answered(self, call: Call, result: Any) -> None:
+        """The address that was asked has answered: it is real, and so is the contact there."""
+        now = self.clock.monotonic()
+        self._verified.add(call.address, now)
+        self._silent.discard(call.address)
+        if not call.sent_twice and not call.is_store:
+            self.round_trips.sample(call.address, asyncio.get_running_loop().time() - call.sent_at)
+        contact = call.contact
+        if call.is_ping:  # the only answer that says who it is
+            contact = Contact(result, *call.address) if wire.is_id(result) else None
+        if contact is not None and self.router.add_contact(contact):
+            self._on_contact(contact)
+
+    def _finish(self, call: Call, outcome: Outcome) -> None:
+        call.timer.cancel()
+        if not call.future.done():
+            call.future.set_result(outcome)

@@ -1,0 +1,406 @@
+"""What a publisher owes its records: sign them, store them at the k closest of both keys, and see that nobody keeps an
+older one.
+
+The intent of each name (its value, its life, whether it is withdrawn) is in one place and every signature is made from
+it, so that whatever overlaps (a refresh, a change, a withdrawal) the highest `seq` says what is meant.
+"""
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from plasm_dht.clock import Clock, network_time
+from plasm_dht.dht import wire
+from plasm_dht.dht.due import DueQueue
+from plasm_dht.dht.lookup import NodeLookup, RecordLookup
+from plasm_dht.dht.protocol import Outcome, PlasmProtocol
+from plasm_dht.dht.routing import Contact
+from plasm_dht.dht.wire import Address
+from plasm_dht.errors import RecordError
+from plasm_dht.identity import Identity
+from plasm_dht.record import Record, Value, bound_key, decode, shared_key, sign, verify
+
+log = logging.getLogger(__name__)
+
+# Holders of one key that have to acknowledge, if that many neighbours answered.
+LEAST_HOLDERS = 3
+# Rounds of signing anew when holders know a newer record, or that our clock is wrong.
+ROUNDS = 3
+# First and longest wait before a holder that is owed a change is asked again (s).
+OWED_FIRST, OWED_LONGEST = 5.0, 60.0
+# A record that nobody else holds is pushed this long after a neighbour appeared (s), when there are more of them.
+PUSH_AFTER = 0.3
+# A tombstone lives at least this long (ms).
+LEAST_TOMBSTONE = 1000
+# Sequence numbers of ours that are remembered, to tell them from another node's with the same key.
+SIGNED_REMEMBERED = 16
+# Pushes and owed stores under way at once.
+LIMIT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """The receipt of a publish.
+
+    Attributes:
+        name: what was published.
+        seq: the record's sequence number.
+        expires_at: Unix ms.
+        stored: how many other nodes acknowledged it, under either key; 0 when it is only kept locally so far.
+        refused: how many refused it, by reason.
+    """
+
+    name: str
+    seq: int
+    expires_at: int
+    stored: int
+    refused: dict[str, int]
+
+
+@dataclass(slots=True)
+class Holder:
+    """A node that acknowledged the record of this `seq`, and may have it alive until `until` (Unix ms)."""
+
+    contact: Contact
+    seq: int
+    until: int
+
+
+@dataclass(slots=True)
+class Intent:
+    """What this node means to say about one name, and who has been told."""
+
+    name: str
+    value: Value = b""
+    ttl: float = 0.0
+    withdrawn: bool = True
+    kept_alive: bool = False
+    # Whether the network was asked what this identity has published there before.
+    continued: bool = False
+    last_seq: int = 0
+    signed: deque[int] = field(default_factory=lambda: deque(maxlen=SIGNED_REMEMBERED))
+    # The latest end of life that was ever signed (Unix ms): a tombstone lives as long.
+    latest_end: int = 0
+    # The end of life (Unix ms) of the last record that enough holders acknowledged.
+    acknowledged_end: int = 0
+    record: Record | None = None
+    stored: int = 0
+    holders: dict[bytes, dict[Address, Holder]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Round:
+    """What came of storing one signed record."""
+
+    record: Record
+    enough: bool = True
+    answered: int = 0
+    told: set[Address] = field(default_factory=set)
+    refused: Counter[str] = field(default_factory=Counter)
+    samples: list[int] = field(default_factory=list)
+    mistimed: list[int] = field(default_factory=list)
+    newer: list[bytes] = field(default_factory=list)
+
+
+Owed = tuple[str, bytes, Address]  # name, key, holder
+
+
+class Publisher:
+    """Publishes records of one identity and keeps its promises about them.
+
+    `on_round(intent, enough, took)` is told after each publish or refresh of what is kept alive whether enough holders
+    acknowledged it, and how many seconds that took.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        protocol: PlasmProtocol,
+        clock: Clock,
+        *,
+        k: int,
+        alpha: int,
+        on_round: Callable[[Intent, bool, float], None],
+    ) -> None:
+        self.intents: dict[str, Intent] = {}
+        self._identity = identity
+        self._protocol = protocol
+        self._clock = clock
+        self._k = k
+        self._alpha = alpha
+        self._on_round = on_round
+        self._owed: DueQueue[Owed] = DueQueue(clock)
+        self._debts: dict[Owed, tuple[Holder, int]] = {}  # with the number of attempts
+        self._pushes: DueQueue[str] = DueQueue(clock)
+        self._lonely: set[str] = set()
+
+    async def publish(self, name: str, value: Value, *, ttl: float, keep_alive: bool) -> Publication:
+        """Say from now on `value` about the name, for `ttl` seconds at a time."""
+        intent = self.intents.setdefault(name, Intent(name))
+        intent.value, intent.ttl, intent.withdrawn, intent.kept_alive = value, ttl, False, keep_alive
+        return await self._settle(intent, owed=True)
+
+    async def refresh(self, name: str) -> None:
+        """Sign and publish anew what is said about the name."""
+        intent = self.intents.get(name)
+        if intent is not None and intent.kept_alive:
+            await self._settle(intent, owed=False)
+
+    async def withdraw(self, name: str) -> Publication | None:
+        """Take back what this identity says about the name; `None` when nothing of it is alive."""
+        intent = self.intents.setdefault(name, Intent(name))
+        intent.kept_alive = False
+        if not intent.continued:
+            await self._look_up(intent)
+        if intent.latest_end <= self._clock.now():
+            self._forget(intent)
+            return None
+        intent.value, intent.withdrawn = b"", True
+        return await self._settle(intent, owed=True)
+
+    def on_contact(self) -> None:
+        """A neighbour appeared: push what nobody else holds."""
+        for name in self._lonely:
+            if name not in self._pushes:
+                self._pushes.schedule(name, PUSH_AFTER)
+
+    def expire(self) -> None:
+        """Forget what has ended and is not kept alive."""
+        now = self._clock.now()
+        for intent in list(self.intents.values()):
+            if not intent.kept_alive and intent.record is not None and intent.latest_end < now:
+                self._forget(intent)
+
+    async def run(self) -> None:
+        """Pay what is owed, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._owed.run(self._pay, limit=LIMIT))
+            group.create_task(self._pushes.run(self._push, limit=LIMIT))
+
+    # -- one round ---------------------------------------------------------------------------------------------------
+
+    async def _settle(self, intent: Intent, *, owed: bool, again: bool = False) -> Publication:
+        """Store the intent, signed anew (`again`: the same bytes), and anew if holders teach us a `seq` or the time."""
+        started = self._clock.elapsed()
+        record = intent.record if again else None
+        if record is None and intent.continued:
+            record = self._sign(intent)
+        closest: dict[bytes, list[Contact]] | None = None
+        for attempt in range(1, ROUNDS + 1):
+            outcome, closest = await self._round(intent, record, closest, owed=owed)
+            if intent.record is not outcome.record:
+                break  # superseded: whoever signed the later one sees to it
+            learnt = self._learn_newer(intent, outcome) | self._learn_time(outcome)
+            if not learnt or attempt == ROUNDS:
+                self._conclude(intent, outcome, closest, owed=owed, took=self._clock.elapsed() - started)
+                break
+            record = self._sign(intent)
+        signed = outcome.record
+        return Publication(intent.name, signed.seq, signed.expires_at, len(outcome.told), dict(outcome.refused))
+
+    async def _round(
+        self, intent: Intent, record: Record | None, closest: dict[bytes, list[Contact]] | None, *, owed: bool
+    ) -> tuple[Round, dict[bytes, list[Contact]]]:
+        stores: dict[tuple[bytes, Address], tuple[Contact, asyncio.Future[Outcome]]] = {}
+        if record is not None and owed:  # who has an older one need not wait for the lookups
+            for key, holders in intent.holders.items():
+                behind = [holder.contact for holder in holders.values() if holder.seq < record.seq]
+                self._store(stores, record, key, behind)
+        closest = closest or await self._look_up(intent)
+        if record is None or record.seq < intent.last_seq:
+            record = self._sign(intent)
+        for key, contacts in closest.items():
+            self._store(stores, record, key, contacts)
+        outcome = Round(record)
+        for (key, _), (contact, future) in stores.items():
+            self._tally(intent, outcome, key, contact, await future)
+        for key, contacts in closest.items():
+            acknowledged = sum(contact.address in self._acknowledged(intent, key, record) for contact in contacts)
+            alone = not contacts and len(self._protocol.router) == 0
+            if acknowledged < min(LEAST_HOLDERS, max(len(contacts), 1)) and not alone:
+                outcome.enough = False
+        return outcome, closest
+
+    async def _look_up(self, intent: Intent) -> dict[bytes, list[Contact]]:
+        """The k closest to both keys, and what this identity has said under the bound one before or elsewhere."""
+        shared, bound = shared_key(intent.name), bound_key(self._identity.public_key, intent.name)
+        nodes = NodeLookup(self._protocol, shared, k=self._k, alpha=self._alpha)
+        own = RecordLookup(self._protocol, bound, k=self._k, alpha=self._alpha)
+        near_shared, near_bound = await asyncio.gather(nodes.run(), own.run())
+        record = own.winners.get(self._identity.public_key)
+        if record is not None and record.seq not in intent.signed:
+            if intent.continued and record.seq > min(intent.signed, default=0):
+                self._warn_of_another(record)
+            elif not intent.continued:
+                log.info("going on from seq %d of %r, found in the network", record.seq, intent.name)
+            self._go_on_from(intent, record)
+        intent.continued = intent.continued or bool(near_bound)  # nobody answered is not the same as not found
+        return {shared: near_shared, bound: near_bound}
+
+    def _sign(self, intent: Intent) -> Record:
+        now = self._clock.now()
+        end = now + int(intent.ttl * 1000)
+        if intent.withdrawn:
+            end = max(intent.latest_end, now + LEAST_TOMBSTONE)
+        record = sign(
+            self._identity,
+            intent.name,
+            intent.value,
+            seq=max(intent.last_seq + 1, now),
+            issued_at=now,
+            expires_at=end,
+            withdrawn=intent.withdrawn,
+        )
+        intent.record = record
+        intent.last_seq = record.seq
+        intent.signed.append(record.seq)
+        intent.latest_end = max(intent.latest_end, end)
+        for key in (shared_key(intent.name), bound_key(self._identity.public_key, intent.name)):
+            intent.holders.setdefault(key, {})
+            self._protocol.storage.keep_own(key, record)
+        return record
+
+    def _store(
+        self,
+        stores: dict[tuple[bytes, Address], tuple[Contact, "asyncio.Future[Outcome]"]],
+        record: Record,
+        key: bytes,
+        contacts: Iterable[Contact],
+    ) -> None:
+        for contact in contacts:
+            if (key, contact.address) not in stores:
+                future = self._protocol.call_store(contact, key, record.envelope)
+                stores[key, contact.address] = (contact, future)
+
+    def _tally(self, intent: Intent, outcome: Round, key: bytes, contact: Contact, result: Outcome) -> None:
+        stored = wire.parse_stored(result[1]) if result[0] else None
+        if stored is None:
+            return
+        outcome.answered += 1
+        if stored.now is not None:
+            outcome.samples.append(stored.now)
+        if stored.ok:
+            outcome.told.add(contact.address)
+            intent.holders[key][contact.address] = Holder(contact, outcome.record.seq, outcome.record.expires_at)
+            return
+        outcome.refused[stored.reason or "unspecified"] += 1
+        if stored.reason in ("clock", "expired") and stored.now is not None:
+            outcome.mistimed.append(stored.now)
+        if stored.held is not None:
+            outcome.newer.append(stored.held)
+
+    def _acknowledged(self, intent: Intent, key: bytes, record: Record) -> set[Address]:
+        return {address for address, holder in intent.holders.get(key, {}).items() if holder.seq >= record.seq}
+
+    # -- what a round teaches ----------------------------------------------------------------------------------------
+
+    def _go_on_from(self, intent: Intent, record: Record) -> None:
+        """Take over what this identity has published elsewhere or before."""
+        intent.last_seq = max(intent.last_seq, record.seq)
+        intent.latest_end = max(intent.latest_end, record.expires_at)
+
+    def _learn_newer(self, intent: Intent, outcome: Round) -> bool:
+        """Whether a holder showed a record of ours that beats this one, which makes it necessary to sign again."""
+        again = False
+        for envelope in outcome.newer:
+            try:
+                record = decode(envelope)
+            except RecordError:
+                continue
+            ours = record.public_key == self._identity.public_key and record.name == intent.name
+            if ours and record.rank > outcome.record.rank and record.seq not in intent.signed and verify(record):
+                self._go_on_from(intent, record)
+                self._warn_of_another(record)
+                again = True
+        return again
+
+    def _warn_of_another(self, record: Record) -> None:
+        log.warning(
+            "another node publishes %r with this identity (seq %d): the later one wins; give each provider its own key",
+            record.name,
+            record.seq,
+        )
+
+    def _learn_time(self, outcome: Round) -> bool:
+        """Whether the holders' clocks show that ours is wrong, which makes it necessary to sign again."""
+        own = self._clock.now()
+        found = network_time(outcome.samples, own)
+        if found is None and 2 * len(outcome.mistimed) > outcome.answered:
+            found = sorted(outcome.mistimed)[len(outcome.mistimed) // 2]
+        if found is None:
+            return False
+        self._clock.correction += found - own
+        log.warning(
+            "the clock of this machine is %.0f s off by the clocks of the holders that answered: "
+            "records are signed with theirs; set the clock",
+            -self._clock.correction / 1000,
+        )
+        return True
+
+    def _conclude(
+        self, intent: Intent, outcome: Round, closest: dict[bytes, list[Contact]] | None, *, owed: bool, took: float
+    ) -> None:
+        intent.stored = len(outcome.told)
+        if outcome.told:
+            self._lonely.discard(intent.name)
+        else:
+            self._lonely.add(intent.name)
+            log.info("%r is only kept here: no other node acknowledged it so far", intent.name)
+        if outcome.enough:
+            intent.acknowledged_end = outcome.record.expires_at
+        if owed:
+            self._owe(intent, outcome.record, closest or {})
+        if intent.kept_alive:
+            self._on_round(intent, outcome.enough, took)
+
+    # -- what is owed ------------------------------------------------------------------------------------------------
+
+    def _owe(self, intent: Intent, record: Record, closest: dict[bytes, list[Contact]]) -> None:
+        """Whoever may have an older record alive, and the k closest, are asked again until they acknowledge it."""
+        now = self._clock.now()
+        for key, holders in intent.holders.items():
+            for address in [address for address, holder in holders.items() if holder.until <= now]:
+                del holders[address]
+            done = self._acknowledged(intent, key, record)
+            owed = {
+                contact.address: Holder(contact, 0, record.expires_at) for contact in closest.get(key, [])
+            } | holders
+            for address, holder in owed.items():
+                if address not in done:
+                    self._debts[intent.name, key, address] = (holder, 1)
+                    self._owed.schedule((intent.name, key, address), OWED_FIRST)
+
+    async def _pay(self, owed: Owed) -> None:
+        name, key, address = owed
+        holder, attempts = self._debts.pop(owed, (None, 0))
+        intent = self.intents.get(name)
+        record = intent.record if intent is not None else None
+        if holder is None or intent is None or record is None or holder.until <= self._clock.now():
+            return
+        outcome = Round(record)
+        self._tally(
+            intent, outcome, key, holder.contact, await self._protocol.call_store(holder.contact, key, record.envelope)
+        )
+        if intent.record is record and self._learn_newer(intent, outcome):
+            self._pushes.schedule(name, 0)
+        elif address in outcome.told:
+            self._pushes.schedule(name, PUSH_AFTER)  # a link has healed: others may be reachable now, too
+        elif owed not in self._debts:
+            self._debts[owed] = (holder, attempts + 1)
+            self._owed.schedule(owed, min(OWED_FIRST * 2 ** min(attempts, 8), OWED_LONGEST))
+
+    async def _push(self, name: str) -> None:
+        """Store the same record again at whoever is closest now."""
+        intent = self.intents.get(name)
+        if intent is not None and intent.record is not None and intent.latest_end > self._clock.now():
+            await self._settle(intent, owed=True, again=True)
+
+    def _forget(self, intent: Intent) -> None:
+        self.intents.pop(intent.name, None)
+        self._lonely.discard(intent.name)
+        self._pushes.cancel(intent.name)
+        for owed in [owed for owed in self._debts if owed[0] == intent.name]:
+            del self._debts[owed]
+            self._owed.cancel(owed)

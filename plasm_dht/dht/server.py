@@ -1,0 +1,371 @@
+"""`PlasmServer`: a DHT node that publishes, finds, holds and takes back records.
+
+It wires the rooms below it and owns their tasks; what they do is theirs.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Self, TypeVar
+
+from kademlia.network import Server
+
+from plasm_dht.clock import Clock
+from plasm_dht.dht import wire
+from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, RecordLookup
+from plasm_dht.dht.membership import Membership
+from plasm_dht.dht.protocol import PlasmProtocol
+from plasm_dht.dht.publish import Intent, Publication, Publisher
+from plasm_dht.dht.refresh import Refresher
+from plasm_dht.dht.replicate import Replicator
+from plasm_dht.dht.routing import Contact
+from plasm_dht.dht.storage import DEFAULT_MAX_BYTES, DEFAULT_MAX_RECORDS, DEFAULT_MAX_TTL, RecordStorage
+from plasm_dht.dht.wire import Address
+from plasm_dht.errors import ConfigError, IdentityError, ListenError
+from plasm_dht.identity import Identity, parse_publisher_id
+from plasm_dht.record import Record, Value, bound_key, check_name, check_value, freshest_first, shared_key
+
+log = logging.getLogger(__name__)
+_Room = TypeVar("_Room")
+
+# Part of the TTL after which a record is refreshed.
+REFRESH_AT = 2 / 3
+DEFAULT_TTL = 3600
+# A clean stop withdraws what it can in this time (s).
+WITHDRAW_WITHIN = 3.0
+# Records that one slice of forgetting looks at.
+FORGET_SLICE = 1000
+
+
+class PlasmServer(Server):  # type: ignore[misc]  # the base library has no types
+    """A node of the DHT.
+
+    Args:
+        identity: who publishes; without one the node holds and reads but publishes nothing.
+        record_ttl: life of a record in seconds, 1 to 604,800.
+        refresh_interval: seconds after which a record is signed and published anew; 2/3 of `record_ttl` by default.
+        ksize, alpha, node_id, storage: as in kademlia; the storage is a `RecordStorage`, else `TypeError`.
+        clock: where the time comes from.
+        rate_limit: requests a second that one source address may send, bursts of twice that; `None`: no limit.
+        quorum: holders that have to agree before `get` ends.
+        max_ttl: longest life in seconds of a record that is accepted from others.
+        max_records, max_bytes: how much is held.
+
+    Raises `ConfigError` for a setting that is impossible.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity | None = None,
+        record_ttl: float = DEFAULT_TTL,
+        refresh_interval: float | None = None,
+        ksize: int = 20,
+        alpha: int = 3,
+        node_id: bytes | None = None,
+        storage: RecordStorage | None = None,
+        clock: Clock | None = None,
+        rate_limit: float | None = 2000,
+        quorum: int = 3,
+        max_ttl: int = DEFAULT_MAX_TTL,
+        max_records: int = DEFAULT_MAX_RECORDS,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
+        if storage is not None and not isinstance(storage, RecordStorage):
+            raise TypeError(f"storage is a RecordStorage, whose records have a life, not a {type(storage).__name__}")
+        check_life(record_ttl, refresh_interval)
+        if node_id is not None and not wire.is_id(node_id):
+            raise ConfigError(f"node_id is {node_id!r}: it must be 20 bytes")
+        for name, count in {"ksize": ksize, "alpha": alpha, "quorum": quorum}.items():
+            if count < 1:
+                raise ConfigError(f"{name} is {count}: it must be at least 1")
+        self.clock = clock or Clock()
+        if storage is None:
+            storage = RecordStorage(max_records=max_records, max_bytes=max_bytes, max_ttl=max_ttl)
+        super().__init__(ksize, alpha, node_id, storage)
+        self.storage: RecordStorage = storage  # the base takes an empty one for none
+        self.storage.attach(self.node.id, self.clock)
+        self.identity = identity
+        self.record_ttl = record_ttl
+        self.refresh_interval = record_ttl * REFRESH_AT if refresh_interval is None else refresh_interval
+        self.quorum = quorum
+        self._rate_limit = rate_limit
+        self._reader_offset = 0
+        self._tasks: asyncio.TaskGroup | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._membership: Membership | None = None
+        self._publisher: Publisher | None = None
+        self._refresher: Refresher | None = None
+        self._replicator: Replicator | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- life of the node --------------------------------------------------------------------------------------------
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether this is a caller that will not stay: it has the zero id, is in nobody's table and stores nothing."""
+        return bool(self.node.id == wire.TRANSIENT_ID)
+
+    @property
+    def address(self) -> Address:
+        """(host, port) as bound. Raises `ListenError` when it does not listen."""
+        host, port = self._listening(self.transport).get_extra_info("sockname")[:2]
+        return host, port
+
+    async def listen(self, port: int, interface: str = "0.0.0.0") -> None:  # noqa: S104  # kademlia's default
+        """Bind the UDP port (0 picks one) and start. Raises `ListenError`."""
+        loop = asyncio.get_running_loop()
+        try:
+            endpoint = loop.create_datagram_endpoint(self._create_protocol, local_addr=(interface, port))
+            self.transport, self.protocol = await endpoint
+        except OSError as error:
+            raise ListenError(
+                f"UDP {interface}:{port} cannot be bound: {error.strerror or error}; "
+                "name an address of this machine and a free port (0 picks one)"
+            ) from None
+        self._wire_rooms()
+        started = asyncio.Event()
+        self._runner = loop.create_task(self._run(started))
+        self._runner.add_done_callback(_report)
+        await started.wait()
+        log.info("node %s listens on %s:%d", self.node.id.hex(), *self.address)
+
+    async def close(self, *, withdraw: bool = True) -> None:
+        """Withdraw what was published, within 3 s, then stop; `withdraw=False` leaves it to expire."""
+        if withdraw and self._publisher is not None:
+            await self._withdraw_all()
+        runner, self._runner = self._runner, None
+        self.stop()
+        if runner is not None:
+            runner.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await runner
+        self.storage.close()
+
+    def stop(self) -> None:
+        """Stop at once and withdraw nothing, as kademlia does."""
+        super().stop()
+        if self._runner is not None:
+            self._runner.cancel()
+
+    async def wait_failed(self) -> None:
+        """Return when the node has stopped; raise what made it stop, if something did."""
+        if self._runner is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(self._runner)
+
+    # -- the network -------------------------------------------------------------------------------------------------
+
+    async def bootstrap(self, addrs: Iterable[Address]) -> list[Contact]:
+        """Join through the nodes at these (host, port); host names too. Returns the neighbours found, nearest first.
+
+        The addresses are remembered: while there is no neighbour they are asked again, with growing pauses.
+        """
+        return await self._listening(self._membership).bootstrap(addrs)
+
+    async def seen_address(self) -> str | None:
+        """The IP address that most of our neighbours see us at; `None` when nobody answered."""
+        return await self._listening(self._membership).seen_address()
+
+    def bootstrappable_neighbors(self) -> list[Address]:
+        """(ip, port) of the k closest live contacts."""
+        return [contact.address for contact in self.protocol.router.closest(self.node.long_id, self.ksize)]
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    async def publish(self, name: str, value: Value, *, ttl: float | None = None) -> Publication:
+        """Publish the value under the name and keep it alive until it is withdrawn; again: replaces it.
+
+        `ttl` is its life in seconds, `record_ttl` by default. Raises `IdentityError` without an identity, `TypeError`
+        or `RecordError` for a name or value that a record cannot hold.
+        """
+        return await self._publish(name, value, ttl, keep_alive=True)
+
+    async def set(self, key: str, value: Value, *, ttl: float | None = None) -> bool:
+        """Publish the value once; a name that was kept alive is so no more. True if at least one holder, this node
+        included, accepted. Raises as `publish` does.
+        """
+        publication = await self._publish(key, value, ttl, keep_alive=False)
+        accepted = shared_key(key), self._identity().public_key
+        return publication.stored > 0 or self.storage.holding(*accepted) is not None
+
+    async def withdraw(self, name: str) -> Publication | None:
+        """Take back what this identity has published under the name; `None` when nothing of it is alive."""
+        check_name(name)
+        publisher = self._publishing()
+        if self._refresher is not None:
+            self._refresher.cancel(name)
+        return await publisher.withdraw(name)
+
+    async def get(self, key: str, *, trust: Sequence[str] | None = None, timeout: float | None = None) -> Value | None:
+        """The live value of the freshest publisher (in `trust`, publisher ids, if given); `None` when there is none.
+
+        Ends as soon as `quorum` holders agree, at the latest after `timeout` seconds with what is known by then.
+        """
+        records = await self._find(key, self.quorum, trust, timeout)
+        return records[0].value if records else None
+
+    async def get_records(
+        self, name: str, *, trust: Sequence[str] | None = None, timeout: float | None = None
+    ) -> list[Record]:
+        """Every publisher's live record, freshest first, after asking all k closest holders."""
+        return await self._find(name, None, trust, timeout)
+
+    def now(self) -> int:
+        """Unix ms as the last reading made believe: the network's time where our own clock is wrong."""
+        return self.clock.now() + self._reader_offset
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _create_protocol(self) -> PlasmProtocol:
+        return PlasmProtocol(
+            self.node,
+            self.storage,
+            self.ksize,
+            clock=self.clock,
+            rate_limit=self._rate_limit,
+            spawn=self._spawn,
+            on_contact=self._on_contact,
+        )
+
+    def _wire_rooms(self) -> None:
+        rooms: dict[str, Any] = {"k": self.ksize, "alpha": self.alpha}
+        self._membership = Membership(self.protocol, self.clock, tidy=self._tidy, **rooms)
+        if not self.is_transient:
+            self._replicator = Replicator(self.protocol, self.clock, **rooms)
+            self.storage.on_change = self._replicator.on_change
+        if self.identity is not None:
+            self._publisher = Publisher(self.identity, self.protocol, self.clock, on_round=self._on_round, **rooms)
+            self._refresher = Refresher(self._publisher.refresh, self.clock)
+
+    async def _run(self, started: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as self._tasks:
+            for room in (self._membership, self._replicator, self._publisher, self._refresher):
+                if room is not None:
+                    self._tasks.create_task(room.run())
+            started.set()
+
+    async def _tidy(self) -> None:
+        """Forget what has ended."""
+        while self.storage.forget(FORGET_SLICE) == FORGET_SLICE:
+            await asyncio.sleep(0)  # in slices, so that a node with many records does not pause
+        if self._publisher is not None:
+            self._publisher.expire()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if self._tasks is None or self._runner is None or self._runner.done():
+            coroutine.close()
+        else:
+            self._tasks.create_task(coroutine)
+
+    def _on_contact(self, contact: Contact) -> None:
+        if self._replicator is not None:
+            self._replicator.on_contact(contact)
+        if self._publisher is not None:
+            self._publisher.on_contact()
+
+    def _on_round(self, intent: Intent, enough: bool, took: float) -> None:
+        """Schedule the next refresh: in time, or soon when too few holders acknowledged this one."""
+        if self._refresher is None:
+            return
+        if enough:
+            self._refresher.succeeded(intent.name, intent.ttl * self.refresh_interval / self.record_ttl, took)
+            return
+        end = intent.acknowledged_end or (intent.record.expires_at if intent.record else 0)
+        left = (end - self.clock.now()) / 1000
+        delay = self._refresher.failed(intent.name, left)
+        log.warning(
+            "%r was not refreshed: too few holders acknowledged it; what is held expires in %.0f s; next try in %.1f s",
+            intent.name,
+            max(left, 0),
+            delay,
+        )
+
+    async def _publish(self, name: str, value: Value, ttl: float | None, *, keep_alive: bool) -> Publication:
+        check_name(name)
+        check_value(value)
+        life = self.record_ttl if ttl is None else ttl
+        check_life(life, None)
+        publisher = self._publishing()
+        if self._refresher is not None:
+            self._refresher.cancel(name)
+        return await publisher.publish(name, value, ttl=life, keep_alive=keep_alive)
+
+    def _identity(self) -> Identity:
+        if self.identity is None:
+            raise IdentityError("this node has no identity, so it cannot publish: give it identity=Identity.load(path)")
+        return self.identity
+
+    def _publishing(self) -> Publisher:
+        self._identity()
+        return self._listening(self._publisher)
+
+    def _listening(self, room: _Room | None) -> _Room:
+        if room is None:
+            raise ListenError("this node does not listen: call listen(port) first")
+        return room
+
+    async def _withdraw_all(self) -> None:
+        assert self._publisher is not None  # noqa: S101  # the caller checked
+        names = [intent.name for intent in self._publisher.intents.values() if intent.kept_alive]
+        done: list[str] = []
+
+        async def withdraw(name: str) -> None:
+            await self.withdraw(name)
+            done.append(name)
+
+        try:
+            async with asyncio.timeout(WITHDRAW_WITHIN), asyncio.TaskGroup() as group:
+                for name in names:
+                    group.create_task(withdraw(name))
+        except TimeoutError:
+            log.warning("%d of %d records were withdrawn in time; the others expire", len(done), len(names))
+        else:
+            log.info("%d records were withdrawn", len(done))
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    async def _find(
+        self, name: str, quorum: int | None, trust: Sequence[str] | None, timeout: float | None
+    ) -> list[Record]:
+        check_name(name)
+        self._listening(self.protocol)
+        publishers = frozenset(parse_publisher_id(publisher) for publisher in trust or ())
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (LOOKUP_TIMEOUT if timeout is None else timeout)
+        lookups = [self._lookup(bound_key(each, name), quorum, publishers) for each in sorted(publishers)]
+        await asyncio.gather(*(lookup.run(deadline - loop.time()) for lookup in lookups))
+        if not any(lookup.winners for lookup in lookups):
+            lookups = [self._lookup(shared_key(name), quorum, publishers)]
+            await lookups[0].run(deadline - loop.time())
+        self._reader_offset = lookups[0].now() - self.clock.now()
+        if self._replicator is not None:
+            for lookup in lookups:
+                if outdated := lookup.outdated():
+                    self._spawn(self._replicator.repair(outdated, lookup.target.id))
+        return freshest_first(record for lookup in lookups for record in lookup.live())
+
+    def _lookup(self, key: bytes, quorum: int | None, trust: frozenset[bytes]) -> RecordLookup:
+        return RecordLookup(self.protocol, key, k=self.ksize, alpha=self.alpha, quorum=quorum, trust=trust)
+
+
+def check_life(record_ttl: float, refresh_interval: float | None) -> None:
+    """Raise `ConfigError` for a life, or a time between two refreshes (s), that cannot be."""
+    if not 1 <= record_ttl <= DEFAULT_MAX_TTL:
+        raise ConfigError(f"record_ttl is {record_ttl}: it must be from 1 to {DEFAULT_MAX_TTL} seconds")
+    if refresh_interval is not None and not 0 < refresh_interval < record_ttl:
+        raise ConfigError(
+            f"refresh_interval is {refresh_interval}: it must be above 0 and below record_ttl, {record_ttl} seconds"
+        )
+
+
+def _report(runner: "asyncio.Task[None]") -> None:
+    """Say it at once when a part of the node has failed: that is a bug, and nobody may be waiting for the task."""
+    if not runner.cancelled() and (error := runner.exception()) is not None:
+        log.critical("the node has stopped because a part of it failed", exc_info=error)
