@@ -97,23 +97,34 @@ class Membership:
         router = self._protocol.router
         resolved = await asyncio.gather(*(self._resolve(host, port) for host, port in self._addresses))
         self._asked_at = self._clock.monotonic()
-        pings = [self._protocol.ping_address(address) for addresses in resolved for address in addresses]
-        await asyncio.gather(*pings)
+        await asyncio.gather(*(self._ping(named, each) for named, addresses in resolved for each in addresses))
         if self._is_transient or not router.live():
             return router.live()
         return await self._find_nodes(self._protocol.source_node.id)
 
-    async def _resolve(self, host: str, port: int) -> list[Address]:
+    async def _ping(self, named: Address, address: Address) -> None:
+        """Ping a bootstrap node; one that turns out to be this node is asked no more."""
+        answered, node_id = await self._protocol.ping_address(address)
+        if (
+            answered
+            and node_id == self._protocol.source_node.id
+            and not self._is_transient
+            and named in self._addresses
+        ):
+            self._addresses.remove(named)
+
+    async def _resolve(self, host: str, port: int) -> tuple[Address, list[Address]]:
+        """The (host, port) as it was named, and its addresses."""
         if wire.is_reachable(host):  # an IP address goes to no resolver
-            return [(host, port)]
+            return (host, port), [(host, port)]
         own = self._protocol.transport.get_extra_info("sockname")[0]
         family = socket.AF_INET6 if ":" in own else socket.AF_INET
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
         except (OSError, UnicodeError) as error:
             log.warning("bootstrap host %r has no address: %s", host, error)
-            return []
-        return [(str(sockaddr[0]), port) for *_, sockaddr in found]
+            return (host, port), []
+        return (host, port), [(str(sockaddr[0]), port) for *_, sockaddr in found]
 
     async def _find_nodes(self, key: bytes) -> list[Contact]:
         return await NodeLookup(self._protocol, key, k=self._k, alpha=self._alpha).run()

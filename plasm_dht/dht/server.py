@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from kademlia.network import Server
@@ -36,6 +37,19 @@ DEFAULT_TTL = 3600
 WITHDRAW_WITHIN = 3.0
 # Records that one slice of forgetting looks at.
 FORGET_SLICE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a record that is kept alive stands: `expires_at` in Unix ms, `refresh_in` in seconds (`None`: right now).
+
+    `holders` is how many other nodes acknowledged it when it was last published.
+    """
+
+    seq: int
+    expires_at: int
+    refresh_in: float | None
+    holders: int
 
 
 class PlasmServer(Server):  # type: ignore[misc]  # the base library has no types
@@ -217,6 +231,14 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         """Every publisher's live record, freshest first, after asking all k closest holders."""
         return await self._find(name, None, trust, timeout)
 
+    def standing(self, name: str) -> Standing | None:
+        """How what is kept alive under the name stands; `None` when nothing is."""
+        intent = self._publisher.intents.get(name) if self._publisher is not None else None
+        if intent is None or intent.record is None or not intent.kept_alive:
+            return None
+        refresh_in = self._refresher.due_in(name) if self._refresher is not None else None
+        return Standing(intent.record.seq, intent.record.expires_at, refresh_in, intent.stored)
+
     def now(self) -> int:
         """Unix ms as the last reading made believe: the network's time where our own clock is wrong."""
         return self.clock.now() + self._reader_offset
@@ -253,8 +275,8 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
     async def _tidy(self) -> None:
         """Forget what has ended."""
-        while self.storage.forget(FORGET_SLICE) == FORGET_SLICE:
-            await asyncio.sleep(0)  # in slices, so that a node with many records does not pause
+        while self.storage.forget(FORGET_SLICE) == FORGET_SLICE:  # noqa: ASYNC110  # in slices
+            await asyncio.sleep(0)  # a node with many records must not pause
         if self._publisher is not None:
             self._publisher.expire()
 

@@ -1,0 +1,287 @@
+"""The HTTP application: manifests, artifacts, health and status. It reads what the provider put into a `Site`.
+
+The only bytes that leave are those of files in the current `ArtifactSet`, found by name and never by path. The hash is
+the only validator: dates lie after a rollback, when older files replace newer ones.
+"""
+
+import asyncio
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from typing import cast
+from urllib.parse import quote
+
+from aiohttp import hdrs, web
+from aiohttp.helpers import ETAG_ANY, ETag
+
+from plasm_dht.errors import ListenError
+from plasm_dht.provider.artifacts import ArtifactFile, ArtifactSet, open_regular
+from plasm_dht.provider.manifest import MANIFEST_FILE
+
+# Each connection that downloads holds two descriptors, and 1,024 are the usual limit of a process.
+MAX_CONNECTIONS = 400
+# A boot client asks for three files in a row; an idle connection is of no use after that (s).
+KEEPALIVE = 15.0
+# A client that takes nothing for this long has gone, or wants to hold the connection (s).
+STALL = 60.0
+# Downloads that are running when the provider stops get this long (s): all of a stop has 3 s.
+SHUTDOWN = 1.0
+# Read in a thread, because sendfile would read a cold disk or a network share on the loop (bytes).
+_CHUNK = 256 * 1024
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+# Whatever is at an address today may be something else tomorrow: keep it, but ask.
+_NO_CACHE: dict[str, str] = {hdrs.CACHE_CONTROL: "no-cache"}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is served of one `CHANNEL/ARCH`: files and the manifest that describes them."""
+
+    artifacts: ArtifactSet
+    manifest: bytes
+
+
+@dataclass(slots=True)
+class Site:
+    """What the provider serves at this moment. It changes the fields as it likes; the application only reads them.
+
+    Attributes:
+        name: the provider's name, for people.
+        pages: by `CHANNEL/ARCH`.
+        status: what `/status` answers.
+        health: what `/health` answers: a reason why the provider is not well, or None.
+    """
+
+    name: str = "plasm-dht"
+    pages: Mapping[str, Page] = field(default_factory=dict)
+    status: Callable[[], dict[str, object]] = dict
+    health: Callable[[], str | None] = lambda: None
+
+
+SITE = web.AppKey("site", Site)
+
+
+def create_app(site: Site) -> web.Application:
+    """The application that serves the site."""
+    app = web.Application()
+    app[SITE] = site
+    app.on_response_prepare.append(_add_headers)
+    app.add_routes(
+        [
+            web.get("/", _index),
+            web.get("/health", _health),
+            web.get("/status", _status),
+            web.get("/{channel}/{arch}/" + MANIFEST_FILE, _manifest),
+            web.get("/{channel}/{arch}/{filename}", _file),
+        ]
+    )
+    return app
+
+
+async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
+    """Serves the application; `port` 0 picks one. Returns what `cleanup()` is called on, and the port.
+
+    Raises `ListenError` when the address cannot be bound.
+    """
+    runner = web.AppRunner(app, keepalive_timeout=KEEPALIVE, shutdown_timeout=SHUTDOWN)
+    await runner.setup()
+    try:
+        await _BoundedSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ListenError(f"HTTP cannot listen on {host}:{port}: {_advice(error)}") from None
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return runner, runner.addresses[0][1]
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "the port is in use, stop what uses it or choose another with --http-port (0 picks a free one)"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "the address is not of this machine, choose one that is with --http-host (0.0.0.0 is all of them)"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "it is not permitted, choose a port above 1023 with --http-port"
+    return f"{error.strerror or error}, choose another address with --http-host and --http-port"
+
+
+class _BoundedSite(web.TCPSite):
+    """A site that refuses connections above `MAX_CONNECTIONS`; aiohttp has no limit of its own."""
+
+    async def start(self) -> None:
+        await web.BaseSite.start(self)
+        server = cast(web.Server, self._runner.server)  # the runner is set up
+
+        def accept() -> asyncio.Protocol:
+            return server() if len(server.connections) < MAX_CONNECTIONS else _Refusal()
+
+        self._server = await asyncio.get_running_loop().create_server(accept, self._host, self._port, backlog=128)
+
+
+_REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class _Refusal(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        client = cast(asyncio.Transport, transport)
+        client.write(_REFUSAL)
+        client.close()
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_HEADERS)
+
+
+async def _health(request: web.Request) -> web.Response:
+    reason = request.app[SITE].health()
+    if reason is None:
+        return web.json_response({"status": "ok"}, headers=_NO_CACHE)
+    return web.json_response({"status": "unhealthy", "reason": reason}, status=503, headers=_NO_CACHE)
+
+
+async def _status(request: web.Request) -> web.Response:
+    return web.json_response(request.app[SITE].status(), headers=_NO_CACHE)
+
+
+async def _index(request: web.Request) -> web.Response:
+    site = request.app[SITE]
+    sections = []
+    for target, page in sorted(site.pages.items()):
+        rows = [f'<li><a href="/{target}/{MANIFEST_FILE}">{MANIFEST_FILE}</a></li>']
+        for file in page.artifacts.files:
+            link = f'<a href="/{target}/{quote(file.filename, safe="")}">{escape(file.filename)}</a>'
+            rows.append(f"<li>{link} ({escape(file.role)}, {file.size:,} bytes)</li>")
+        sections.append(f"<h2>{target}</h2><p>Version {escape(page.artifacts.version)}</p><ul>{''.join(rows)}</ul>")
+    body = "".join(sections) or "<p>Nothing is served at this moment.</p>"
+    title = escape(site.name)
+    head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
+    return web.Response(text=f"{head}{body}</html>", content_type="text/html", headers=_NO_CACHE)
+
+
+def _page(request: web.Request) -> Page:
+    target = f"{request.match_info['channel']}/{request.match_info['arch']}"
+    page = request.app[SITE].pages.get(target)
+    if page is None:
+        raise web.HTTPNotFound(text=f"{target!a} is not served here: / lists what is\n")
+    return page
+
+
+async def _manifest(request: web.Request) -> web.StreamResponse:
+    manifest = _page(request).manifest
+    answer = _precondition(request, hashlib.sha256(manifest).hexdigest())
+    if isinstance(answer, web.Response):
+        return answer
+    return web.Response(body=manifest, content_type="application/json", headers=answer)
+
+
+async def _file(request: web.Request) -> web.StreamResponse:
+    page = _page(request)
+    name = request.match_info["filename"]
+    file = next((file for file in page.artifacts.files if file.filename == name), None)
+    if file is None:
+        raise web.HTTPNotFound(text=f"{name!a} is not among the artifacts of {page.artifacts.target}\n")
+    answer = _precondition(request, file.sha256)
+    if isinstance(answer, web.Response):
+        return answer
+    descriptor = await asyncio.to_thread(_open, file)
+    if descriptor is None:
+        text = f"{name!a} of {page.artifacts.target} has just changed: its manifest is being built anew, try again\n"
+        raise web.HTTPServiceUnavailable(text=text, headers={hdrs.RETRY_AFTER: "1"} | _NO_CACHE)
+    try:
+        return await _send(request, file, descriptor, answer)
+    finally:
+        os.close(descriptor)
+
+
+def _open(file: ArtifactFile) -> int | None:
+    """A descriptor of the file if it is what was hashed. What is checked is what will be read, whatever happens to the
+    path after."""
+    try:
+        descriptor, status = open_regular(file.path)
+    except OSError:
+        return None
+    if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+async def _send(
+    request: web.Request, file: ArtifactFile, descriptor: int, headers: dict[str, str]
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers=headers | {hdrs.ACCEPT_RANGES: "bytes"})
+    response.content_type = "application/octet-stream"
+    start, end = 0, file.size
+    asked = _range(request, file)
+    if asked is not None:
+        start, end = asked
+        if start >= file.size:
+            raise web.HTTPRequestRangeNotSatisfiable(headers={hdrs.CONTENT_RANGE: f"bytes */{file.size}"})
+        response.set_status(206)
+        response.headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{end - 1}/{file.size}"
+    response.content_length = end - start
+    await response.prepare(request)
+    if request.method == hdrs.METH_HEAD:
+        return response
+    while start < end:
+        chunk = await asyncio.to_thread(os.pread, descriptor, min(_CHUNK, end - start), start)
+        if not chunk:  # it was cut off under us, and the length is promised already
+            _abort(request)
+            break
+        try:
+            async with asyncio.timeout(STALL):
+                await response.write(chunk)
+        except TimeoutError:
+            _abort(request)
+            break
+        start += len(chunk)
+    return response
+
+
+def _abort(request: web.Request) -> None:
+    """Ends the connection, so that the client sees that bytes are missing."""
+    if request.transport:
+        request.transport.abort()
+
+
+def _range(request: web.Request, file: ArtifactFile) -> tuple[int, int] | None:
+    """The first byte and the one after the last that are asked for; None for all of the file.
+
+    A header that cannot be used is ignored (RFC 9110, 14.2): several ranges, another unit, an If-Range that names
+    other content. A start at or after the end of the file is returned as it is.
+    """
+    if request.method != hdrs.METH_GET or hdrs.RANGE not in request.headers:
+        return None
+    if request.headers.get(hdrs.IF_RANGE, f'"{file.sha256}"') != f'"{file.sha256}"':
+        return None
+    try:
+        asked = request.http_range
+    except ValueError:
+        return None
+    if asked.start < 0:
+        return max(0, file.size + asked.start), file.size
+    return asked.start, file.size if asked.stop is None else min(asked.stop, file.size)
+
+
+def _precondition(request: web.Request, sha256: str) -> web.Response | dict[str, str]:
+    """The headers to answer with, or the answer when the client's conditions decide it (RFC 9110, 13.2.2)."""
+    headers = {**_NO_CACHE, hdrs.ETAG: f'"{sha256}"'}
+    if not _matches(request.if_match, sha256, weak=False, default=True):
+        return web.Response(status=412, text="the content is another one by now\n", headers=headers)
+    if _matches(request.if_none_match, sha256, weak=True, default=False):
+        return web.Response(status=304, headers=headers)
+    return headers
+
+
+def _matches(etags: tuple[ETag, ...] | None, sha256: str, *, weak: bool, default: bool) -> bool:
+    if etags is None:
+        return default
+    return any(etag.value in (sha256, ETAG_ANY) for etag in etags if weak or not etag.is_weak)
