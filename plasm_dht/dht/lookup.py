@@ -222,21 +222,24 @@ class RecordLookup(NodeLookup):
         return sorted(records, key=lambda record: record.freshness, reverse=True)
 
     def outdated(self) -> list[tuple[Contact, Record]]:
-        """Whom to repair with what: holders that showed an older record, and the nearest that showed none."""
+        """Whom to repair with what: holders of an older record, and one without any that is nearer than a holder."""
         now = self.now()
-        pairs = []
+        pairs: list[tuple[Contact, Record]] = []
         for winner in self.winners.values():
             if now >= winner.expires_at:
                 continue
-            lacking = False
+            lacking: Candidate | None = None
             for candidate in self.answered()[: self.k]:
                 shown = candidate.envelopes.get(winner.public_key)
-                if shown is None and not lacking and not winner.withdrawn:
-                    lacking = True
+                if shown is None:
+                    lacking = lacking or candidate
+                elif shown.rank < winner.rank:
                     pairs.append((candidate.contact, winner))
-                elif shown is not None and shown.rank < winner.rank:
-                    pairs.append((candidate.contact, winner))
-        return pairs
+                elif lacking is not None and not winner.withdrawn:
+                    pairs.append((lacking.contact, winner))
+                    lacking = None
+                    break
+        return pairs[: self.k]
 
     def is_done(self) -> bool:
         """Whether a quorum agrees on the freshest live record."""

@@ -24,7 +24,7 @@ DEFAULT_MAX_RECORDS = 100_000
 DEFAULT_MAX_BYTES = 64 * 2**20
 # Enough for every provider of one channel; a crowd of made-up publishers stops here and evicts nobody.
 MAX_PUBLISHERS = 32
-# Expired holdings that one write removes at most, so that no write pauses the loop.
+# Expired holdings that one read or write removes at most, so that none pauses the loop.
 EXPIRY_SLICE = 200
 
 
@@ -176,6 +176,7 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
 
     def holdings(self, key: bytes) -> list[Holding]:
         """What is held under the key, freshest publisher first: tombstones, and the expired that still guard, too."""
+        self.forget(EXPIRY_SLICE)
         return self._by_key.get(key, [])
 
     def holding(self, key: bytes, public_key: bytes) -> Holding | None:
