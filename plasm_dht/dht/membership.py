@@ -76,14 +76,15 @@ class Membership:
         tidied = self._clock.monotonic()
         while True:
             now = self._clock.monotonic()
-            due = min(tidied + UPKEEP, self._ask_at()) - now
+            ask_at = self._ask_at()
+            due = min(tidied + UPKEEP, ask_at) - now
             if due > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(due):
                         await self._woken.wait()
                 self._woken.clear()
                 continue
-            if now >= self._ask_at():
+            if now >= ask_at:
                 await self._join()
                 self._report()
             if now >= tidied + UPKEEP:
@@ -98,7 +99,7 @@ class Membership:
         resolved = await asyncio.gather(*(self._resolve(host, port) for host, port in self._addresses))
         self._asked_at = self._clock.monotonic()
         await asyncio.gather(*(self._ping(named, each) for named, addresses in resolved for each in addresses))
-        if self._is_transient or not router.live():
+        if self._is_transient or not router.live_count:
             return router.live()
         return await self._find_nodes(self._protocol.source_node.id)
 
@@ -133,13 +134,13 @@ class Membership:
         """When the bootstrap addresses are asked again (monotonic)."""
         if not self._addresses:
             return float("inf")
-        live = len(self._protocol.router.live())
+        live = self._protocol.router.live_count
         wait = self._retry if live == 0 else ASK_AGAIN_FEW if live < self._k else ASK_AGAIN
         return self._asked_at + wait
 
     def _report(self) -> None:
         """Say whether there are neighbours, and ask again later and later while there are none."""
-        live = len(self._protocol.router.live())
+        live = self._protocol.router.live_count
         if live:
             if self._retry != RETRY_FIRST:
                 log.info("joined the network: %d neighbours", live)
@@ -154,7 +155,7 @@ class Membership:
     async def _see_to_table(self) -> None:
         router = self._protocol.router
         router.expire_stale()
-        if len(router.live()) < self._k:
+        if router.live_count < self._k:
             for contact in router.closest(self._protocol.source_node.long_id, REVIVALS, stale=True):
                 self._protocol.call_ping(contact)
         # Look up a random id in each bucket that no lookup went to for an hour (the paper, section 2.3).

@@ -7,7 +7,7 @@ be pinged first. Nothing that arrives can raise: what is not of the right shape 
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from kademlia.node import Node
@@ -170,7 +170,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
         return self.source_node.id  # type: ignore[no-any-return]
 
-    def rpc_find_node(self, sender: Address, node_id: object, key: object) -> list[list[object]] | None:
+    def rpc_find_node(self, sender: Address, node_id: object, key: object) -> list[wire.NodeTuple] | None:
         """The k live contacts closest to the key, nearest first, as many as fit."""
         if not (wire.is_id(node_id) and wire.is_id(key)):
             return None
@@ -179,7 +179,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
 
     def rpc_find_value(
         self, sender: Address, node_id: object, key: object, skip: object = 0
-    ) -> dict[str, object] | list[list[object]] | None:
+    ) -> dict[str, object] | list[wire.NodeTuple] | None:
         """What is held under the key, or the closest nodes where nothing is."""
         if not (wire.is_id(node_id) and wire.is_id(key) and type(skip) is int and 0 <= skip < 2**16):
             return None
@@ -218,9 +218,9 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
             self.dropped[verdict.reason] += 1
         return wire.stored_reply(self.clock.wall(), verdict.reason, verdict.held)
 
-    def _nearest(self, key: bytes, sender: Address) -> Iterable[Contact]:
+    def _nearest(self, key: bytes, sender: Address) -> list[wire.NodeTuple]:
         near = self.router.closest(int.from_bytes(key), self.ksize + 1)
-        return [contact for contact in near if contact.address != sender][: self.ksize]
+        return [contact.named for contact in near if contact.address != sender][: self.ksize]
 
     def welcome(self, sender: Address, node_id: bytes) -> None:
         """Ping a caller that the routing table does not know, or believes dead, if it would get a place there."""

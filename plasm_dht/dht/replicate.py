@@ -79,9 +79,11 @@ class Replicator:
         own = self._protocol.source_node.long_id
         taken = {(own ^ each.long_id).bit_length() for each in router.live() if each.id != contact.id}
         keys: list[bytes] = []
-        for bits in range(wire.ID_BYTES * 8, 0, -1):
-            if bits not in taken:
-                keys.extend(self._storage.keys_between(2 ** (bits - 1), 2**bits))
+        nearest = 0
+        for bits in sorted(taken):  # between two taken bits, and nearer than the first, nobody is closer than this node
+            keys.extend(self._storage.keys_between(nearest, 2 ** (bits - 1)))
+            nearest = 2**bits
+        keys.extend(self._storage.keys_between(nearest, 2 ** (wire.ID_BYTES * 8)))
         return [key for key in keys if self._owes(contact, key)]
 
     def _owes(self, contact: Contact, key: bytes) -> bool:

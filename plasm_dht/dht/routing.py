@@ -14,7 +14,7 @@ from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
 
 from plasm_dht.clock import Clock
-from plasm_dht.dht.wire import ID_BYTES, TRANSIENT_ID, Address
+from plasm_dht.dht.wire import ID_BYTES, TRANSIENT_ID, Address, NodeTuple
 
 # Missed answers in a row that make a contact stale: one is a lost datagram (the paper, section 4.1, waits for several).
 STALE_AFTER = 2
@@ -38,7 +38,10 @@ def network_of(ip: str) -> str | None:
 
 
 class Contact(Node):  # type: ignore[misc]  # the base library has no types
-    """A node that can be asked: its id (20 bytes), its address, and how it answered us."""
+    """A node that can be asked: its id (20 bytes), its address (ip, port), and how it answered us.
+
+    `named` is how the wire names it.
+    """
 
     id: bytes
     ip: str
@@ -50,10 +53,8 @@ class Contact(Node):  # type: ignore[misc]  # the base library has no types
         self.missed = 0
         self.missed_since = 0.0
 
-    @property
-    def address(self) -> Address:
-        """(ip, port)."""
-        return self.ip, self.port
+        self.address: Address = (ip, port)
+        self.named = NodeTuple(node_id, ip, port)
 
     @property
     def is_stale(self) -> bool:
@@ -118,6 +119,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         self._ids: list[int] = []  # sorted, so that the closest are found by halving the range
         self._by_id: dict[int, Contact] = {}
         self._by_address: dict[Address, Contact] = {}
+        self._stale_count = 0
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -128,6 +130,11 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     def live(self) -> list[Contact]:
         """Every contact that is not stale."""
         return [contact for contact in self._by_id.values() if not contact.is_stale]
+
+    @property
+    def live_count(self) -> int:
+        """How many contacts are not stale."""
+        return len(self._ids) - self._stale_count
 
     def find(self, node_id: bytes) -> Contact | None:
         """The contact with this id."""
@@ -167,7 +174,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         if known is not None and (known.address == (node.ip, node.port) or not known.is_stale):
             # An id that moved is followed once its old address has stopped to answer.
             if known.address == (node.ip, node.port):
-                known.missed = 0
+                self._set_missed(known, 0)
             return False
         contact = node if isinstance(node, Contact) else Contact(node.id, node.ip, node.port)
         contact.missed = 0
@@ -187,8 +194,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         known = self._by_id.get(contact.long_id)
         if known is None or known.address != contact.address:
             return
-        known.missed += 1
-        known.missed_since = known.missed_since if known.missed > 1 else self.clock.monotonic()
+        self._set_missed(known, known.missed + 1)
         if known.is_stale and self.buckets[self.get_bucket_for(known)].replacement_nodes:
             self._drop(known, promote=True)
 
@@ -237,6 +243,14 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         nearest = sorted(ids[low:high], key=key.__xor__)
         found.extend(contact for each in nearest if (contact := self._by_id[each]).is_stale is stale)
 
+    def _set_missed(self, contact: Contact, missed: int) -> None:
+        """Count the missed answers of a contact in the table."""
+        was_stale = contact.is_stale
+        contact.missed = missed
+        self._stale_count += contact.is_stale - was_stale
+        if missed == 1:
+            contact.missed_since = self.clock.monotonic()
+
     def _splits(self, bucket: Bucket) -> bool:
         return bool(bucket.has_in_range(self.node)) or bucket.depth() % SPLIT_BITS != 0
 
@@ -262,6 +276,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     def _index(self, contact: Contact) -> None:
         insort(self._ids, contact.long_id)
         self._by_id[contact.long_id] = contact
+        self._stale_count += contact.is_stale
         self._by_address[contact.address] = contact
 
     def _drop(self, contact: Contact, *, promote: bool) -> None:
@@ -269,6 +284,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         del bucket.nodes[contact.id]
         del self._ids[bisect_left(self._ids, contact.long_id)]
         del self._by_id[contact.long_id]
+        self._stale_count -= contact.is_stale
         if self._by_address.get(contact.address) is contact:
             del self._by_address[contact.address]
         while promote and bucket.replacement_nodes:

@@ -6,7 +6,7 @@ shape.
 
 import functools
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -109,18 +109,15 @@ def is_reachable(ip: str) -> bool:
 
 def parse_nodes(value: object) -> list[NodeTuple] | None:
     """The nodes in a reply, without those that nobody could ask."""
-    if not isinstance(value, list):
+    try:
+        named = msgspec.convert(value, list[tuple[bytes, str, int]])
+    except msgspec.ValidationError:
         return None
-    nodes = []
-    for item in value[:MAX_NODES_READ]:
-        if not (isinstance(item, list) and len(item) == 3):
-            return None
-        node_id, ip, port = item
-        if not (is_id(node_id) and type(ip) is str and type(port) is int):
-            return None
-        if 0 < port < 65536 and node_id != TRANSIENT_ID and len(ip) < 46 and is_reachable(ip):
-            nodes.append(NodeTuple(node_id, ip, port))
-    return nodes
+    return [
+        NodeTuple(node_id, ip, port)
+        for node_id, ip, port in named[:MAX_NODES_READ]
+        if len(node_id) == ID_BYTES and 0 < port < 65536 and node_id != TRANSIENT_ID and is_reachable(ip)
+    ]
 
 
 def parse_found(reply: object) -> Found | None:
@@ -158,38 +155,44 @@ def stored_reply(now: int, reason: str | None = None, held: bytes | None = None)
     return {"ok": reason is None, "reason": reason, "held": held, "now": now}
 
 
-def nodes_reply(nodes: Iterable[Iterable[object]]) -> list[list[object]]:
+def nodes_reply(nodes: Iterable[NodeTuple]) -> list[NodeTuple]:
     """The result of `find_node`: as many nodes as fit a datagram, the farthest left out."""
-    return _fitting([list(node) for node in nodes], MAX_DATAGRAM - HEADER - 3)
+    return _fitting(list(nodes), _node_size, MAX_DATAGRAM - HEADER - 3)
 
 
-def found_reply(
-    envelopes: Sequence[bytes], nodes: Iterable[Iterable[object]], now: int, skip: int = 0
-) -> dict[str, object]:
+def found_reply(envelopes: Sequence[bytes], nodes: Iterable[NodeTuple], now: int, skip: int = 0) -> dict[str, object]:
     """The result of `find_value` where `envelopes` (freshest first) are held; `nodes` nearest first."""
     left = list(envelopes[skip:])
-    near = [list(node) for node in nodes]
+    near = list(nodes)
     reply: dict[str, Any] = {"value": left[0] if left else None, "records": [], "nodes": [], "more": True, "now": now}
     # 4: the two arrays' headers may grow by two bytes each
     room = MAX_DATAGRAM - HEADER - len(_encode(reply)) - 4
-    reply["nodes"] = _fitting(near[:NODES_FIRST], room)
-    room -= sum(len(_encode(node)) for node in reply["nodes"])
-    reply["records"] = _fitting(left[1:], room)
-    room -= sum(len(_encode(envelope)) for envelope in reply["records"])
-    reply["nodes"] += _fitting(near[NODES_FIRST:], room)
+    reply["nodes"] = _fitting(near[:NODES_FIRST], _node_size, room)
+    room -= sum(map(_node_size, reply["nodes"]))
+    reply["records"] = _fitting(left[1:], _envelope_size, room)
+    room -= sum(map(_envelope_size, reply["records"]))
+    reply["nodes"] += _fitting(near[NODES_FIRST:], _node_size, room)
     reply["more"] = 1 + len(reply["records"]) < len(left)
     return reply
 
 
-def _fitting(items: Sequence[_T], room: int) -> list[_T]:
+def _fitting(items: Sequence[_T], size: Callable[[_T], int], room: int) -> list[_T]:
     """The first items whose encodings fit `room` bytes together."""
-    fitting: list[_T] = []
-    for item in items:
-        room -= len(_encode(item))
+    for count, item in enumerate(items):
+        room -= size(item)
         if room < 0:
-            break
-        fitting.append(item)
-    return fitting
+            return list(items[:count])
+    return list(items)
+
+
+def _node_size(node: NodeTuple) -> int:
+    """Bytes of an encoded node, at most: an array, 20 bytes of id, the IP address, a port of up to two bytes."""
+    return 1 + (2 + ID_BYTES) + (2 + len(node.ip)) + 3
+
+
+def _envelope_size(envelope: bytes) -> int:
+    """Bytes of an encoded envelope, at most."""
+    return 3 + len(envelope)
 
 
 def _parse_now(reply: dict[Any, Any]) -> int | None:
