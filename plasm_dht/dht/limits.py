@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from plasm_dht.dht.wire import Address
+from plasm_dht.dht.ids import Address
 
 # Addresses that each table remembers; the longest unseen goes first.
 MAX_ADDRESSES = 10_000

@@ -6,15 +6,18 @@ closest that are alive have answered. Every record is verified; of each publishe
 
 import asyncio
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
+from typing import Protocol
 
 from kademlia.node import Node
 
-from plasm_dht.clock import reader_time
-from plasm_dht.dht import wire
-from plasm_dht.dht.protocol import Outcome, PlasmProtocol
-from plasm_dht.dht.routing import Contact
+from plasm_dht.clock import Clock, reader_time
+from plasm_dht.dht import ids, wire
+from plasm_dht.dht.roundtrip import RoundTrips
+from plasm_dht.dht.routing import Contact, PlasmRoutingTable
+from plasm_dht.dht.storage import RecordStorage
+from plasm_dht.dht.wire import Outcome
 from plasm_dht.errors import RecordError
 from plasm_dht.record import Record, decode, keys_of, verify
 
@@ -26,6 +29,22 @@ MAX_CANDIDATES = 20
 MAX_ASKED = 10
 # Envelopes that one responder is asked for: the publishers that a holder keeps a key (storage.MAX_PUBLISHERS).
 MAX_ENVELOPES = 32
+
+
+class Asker(Protocol):
+    """What a lookup needs of the datagram path."""
+
+    router: PlasmRoutingTable
+    storage: RecordStorage
+    source_node: Node
+    clock: Clock
+    round_trips: RoundTrips
+
+    def call_find_node(self, node_to_ask: Contact, node_to_find: Node) -> "asyncio.Future[Outcome]":
+        """Ask a contact for the nodes that it knows closest to an id."""
+
+    def call_find_value(self, node_to_ask: Contact, node_to_find: Node, skip: int = 0) -> "asyncio.Future[Outcome]":
+        """Ask a contact for what it holds under an id, without the first `skip` envelopes."""
 
 
 class Candidate:
@@ -50,7 +69,7 @@ class Candidate:
 class NodeLookup:
     """Finds the k closest nodes that answer."""
 
-    def __init__(self, protocol: PlasmProtocol, key: bytes, *, k: int, alpha: int) -> None:
+    def __init__(self, protocol: Asker, key: bytes, *, k: int, alpha: int) -> None:
         self.protocol = protocol
         self.target = Node(key)
         self.k = k
@@ -107,7 +126,7 @@ class NodeLookup:
         while len(self._candidates) > MAX_CANDIDATES * self.k and not self._candidates[-1].asked:
             self._candidates.pop()
 
-    def _add_named(self, nodes: Iterable[wire.NodeTuple]) -> None:
+    def _add_named(self, nodes: Iterable[ids.NodeTuple]) -> None:
         """Candidates that a responder named; of those in our own table we know better whether they answer."""
         find = self.protocol.router.find
         self._add(find(node.id) or Contact(*node) for node in nodes if node.id not in self._known)
@@ -186,7 +205,7 @@ class RecordLookup(NodeLookup):
 
     def __init__(
         self,
-        protocol: PlasmProtocol,
+        protocol: Asker,
         key: bytes,
         *,
         k: int,
@@ -220,6 +239,12 @@ class RecordLookup(NodeLookup):
             if record.is_live(now) and not ended and (not self.trust or record.public_key in self.trust):
                 records.append(record)
         return sorted(records, key=lambda record: record.freshness, reverse=True)
+
+    def newest(self, public_key: bytes, known: Collection[int]) -> Record | None:
+        """The newest record of a publisher that anybody showed whose `seq` is not among the known ones."""
+        shown = (each.envelopes.get(public_key) for each in [self.own, *self._candidates])
+        records = [record for record in shown if record is not None and record.seq not in known]
+        return max(records, key=lambda record: record.rank, default=None)
 
     def outdated(self) -> list[tuple[Contact, Record]]:
         """Whom to repair with what: holders of an older record, and one without any that is nearer than a holder."""

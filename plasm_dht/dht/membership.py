@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 from plasm_dht.clock import Clock
-from plasm_dht.dht import wire
+from plasm_dht.dht import ids
+from plasm_dht.dht.ids import Address
 from plasm_dht.dht.lookup import NodeLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
-from plasm_dht.dht.wire import Address
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Membership:
 
     @property
     def _is_transient(self) -> bool:
-        return bool(self._protocol.source_node.id == wire.TRANSIENT_ID)
+        return bool(self._protocol.source_node.id == ids.TRANSIENT_ID)
 
     async def bootstrap(self, addresses: Iterable[Address]) -> list[Contact]:
         """Join through these (host, port), and remember them. Returns the neighbours found, nearest first."""
@@ -67,7 +67,7 @@ class Membership:
             for answered, result in outcomes
             if answered and isinstance(result, list) and result and isinstance(result[0], str)
         )
-        return next((ip for ip, _ in seen.most_common(1) if wire.is_reachable(ip)), None)
+        return next((ip for ip, _ in seen.most_common(1) if ids.is_reachable(ip)), None)
 
     async def run(self) -> None:
         """See to the tables, and ask for neighbours where they are few, until cancelled."""
@@ -116,7 +116,7 @@ class Membership:
 
     async def _resolve(self, host: str, port: int) -> tuple[Address, list[Address]]:
         """The (host, port) as it was named, and its addresses."""
-        if wire.is_reachable(host):  # an IP address goes to no resolver
+        if ids.is_reachable(host):  # an IP address goes to no resolver
             return (host, port), [(host, port)]
         own = self._protocol.transport.get_extra_info("sockname")[0]
         family = socket.AF_INET6 if ":" in own else socket.AF_INET
@@ -160,4 +160,4 @@ class Membership:
                 self._protocol.call_ping(contact)
         # Look up a random id in each bucket that no lookup went to for an hour (the paper, section 2.3).
         for bucket in router.lonely_buckets():
-            await self._find_nodes(random.randint(*bucket.range).to_bytes(wire.ID_BYTES))
+            await self._find_nodes(random.randint(*bucket.range).to_bytes(ids.ID_BYTES))

@@ -14,12 +14,13 @@ from kademlia.node import Node
 from kademlia.protocol import KademliaProtocol
 
 from plasm_dht.clock import Clock
-from plasm_dht.dht import wire
+from plasm_dht.dht import ids, wire
+from plasm_dht.dht.ids import Address
 from plasm_dht.dht.limits import SILENT_FOR, VERIFIED_FOR, RateLimit, Seen
 from plasm_dht.dht.roundtrip import RoundTrips
 from plasm_dht.dht.routing import Contact, PlasmRoutingTable
 from plasm_dht.dht.storage import RecordStorage, Verdict
-from plasm_dht.dht.wire import Address
+from plasm_dht.dht.wire import NO_ANSWER, Outcome
 from plasm_dht.record import Record
 
 # A store waits this long in all (s), so that the holder's ping-back fits inside.
@@ -28,10 +29,6 @@ STORE_TIMEOUT = 4.0
 PING_BACK = 2.0
 # Pings to strangers under way at once; beyond it a stranger stays unverified.
 MAX_PINGS = 512
-
-# A call's outcome, as in rpcudp: whether there was an answer, and its result.
-Outcome = tuple[bool, Any]
-NO_ANSWER: Outcome = (False, None)
 
 
 class Call:
@@ -165,23 +162,23 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
 
     def rpc_ping(self, sender: Address, node_id: object) -> bytes | None:
         """Our id."""
-        if not wire.is_id(node_id):
+        if not ids.is_id(node_id):
             return None
         self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
         return self.source_node.id  # type: ignore[no-any-return]
 
-    def rpc_find_node(self, sender: Address, node_id: object, key: object) -> list[wire.NodeTuple] | None:
+    def rpc_find_node(self, sender: Address, node_id: object, key: object) -> list[ids.NodeTuple] | None:
         """The k live contacts closest to the key, nearest first, as many as fit."""
-        if not (wire.is_id(node_id) and wire.is_id(key)):
+        if not (ids.is_id(node_id) and ids.is_id(key)):
             return None
         self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
         return wire.nodes_reply(self._nearest(key, sender))  # type: ignore[arg-type]  # checked
 
     def rpc_find_value(
         self, sender: Address, node_id: object, key: object, skip: object = 0
-    ) -> dict[str, object] | list[wire.NodeTuple] | None:
+    ) -> dict[str, object] | list[ids.NodeTuple] | None:
         """What is held under the key, or the closest nodes where nothing is."""
-        if not (wire.is_id(node_id) and wire.is_id(key) and type(skip) is int and 0 <= skip < 2**16):
+        if not (ids.is_id(node_id) and ids.is_id(key) and type(skip) is int and 0 <= skip < 2**16):
             return None
         self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
         nodes = self._nearest(key, sender)  # type: ignore[arg-type]  # checked
@@ -192,7 +189,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
 
     def rpc_store(self, sender: Address, node_id: object, key: object, envelope: object) -> Any:
         """Admit a record, or say why not; a coroutine when the sender's address has to answer a ping first."""
-        if not (wire.is_id(node_id) and wire.is_id(key)):
+        if not (ids.is_id(node_id) and ids.is_id(key)):
             return None
         self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
         checked = self.storage.check(key, envelope)
@@ -218,7 +215,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
             self.dropped[verdict.reason] += 1
         return wire.stored_reply(self.clock.wall(), verdict.reason, verdict.held)
 
-    def _nearest(self, key: bytes, sender: Address) -> list[wire.NodeTuple]:
+    def _nearest(self, key: bytes, sender: Address) -> list[ids.NodeTuple]:
         near = self.router.closest(int.from_bytes(key), self.ksize + 1)
         return [contact.named for contact in near if contact.address != sender][: self.ksize]
 
@@ -227,7 +224,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         known = self.router.at(sender)
         if known is not None and known.id == node_id and not known.is_stale:
             return
-        if node_id == wire.TRANSIENT_ID or sender in self._pings or len(self._pings) >= MAX_PINGS:
+        if node_id == ids.TRANSIENT_ID or sender in self._pings or len(self._pings) >= MAX_PINGS:
             return
         if known is None and not self.router.has_room_for(Node(node_id)):
             return
@@ -273,7 +270,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
     def _call(
         self, address: Address, contact: Contact | None, name: str, *arguments: object
     ) -> "asyncio.Future[Outcome]":
-        message_id = os.urandom(wire.ID_BYTES)  # unguessable, so that only who was asked can answer
+        message_id = os.urandom(ids.ID_BYTES)  # unguessable, so that only who was asked can answer
         call = Call(address, contact, name, wire.encode_request(message_id, name, arguments))
         if self.transport is None or self.transport.is_closing():
             call.future.set_result(NO_ANSWER)
@@ -319,7 +316,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
             self.round_trips.sample(call.address, asyncio.get_running_loop().time() - call.sent_at)
         contact = call.contact
         if call.is_ping:  # the only answer that says who it is
-            contact = Contact(result, *call.address) if wire.is_id(result) else None
+            contact = Contact(result, *call.address) if ids.is_id(result) else None
         if contact is not None and self.router.add_contact(contact):
             self._on_contact(contact)
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from plasm_dht.clock import Clock, network_time
 from plasm_dht.dht import wire
 from plasm_dht.dht.due import DueQueue
+from plasm_dht.dht.ids import Address
 from plasm_dht.dht.lookup import NodeLookup, RecordLookup
-from plasm_dht.dht.protocol import Outcome, PlasmProtocol
+from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
-from plasm_dht.dht.wire import Address
+from plasm_dht.dht.wire import Outcome
 from plasm_dht.errors import RecordError
 from plasm_dht.identity import Identity
 from plasm_dht.record import Record, Value, bound_key, decode, shared_key, sign, verify
@@ -134,7 +135,7 @@ class Publisher:
         self._owed: DueQueue[Owed] = DueQueue(clock)
         self._debts: dict[Owed, tuple[Holder, int]] = {}  # with the number of attempts
         self._pushes: DueQueue[str] = DueQueue(clock)
-        self._lonely: set[str] = set()
+        self._lonely: dict[str, None] = {}  # in a fixed order, so that a simulated run can be repeated
 
     async def publish(self, name: str, value: Value, *, ttl: float, keep_alive: bool) -> Publication:
         """Say from now on `value` about the name, for `ttl` seconds at a time."""
@@ -229,8 +230,8 @@ class Publisher:
         nodes = NodeLookup(self._protocol, shared, k=self._k, alpha=self._alpha)
         own = RecordLookup(self._protocol, bound, k=self._k, alpha=self._alpha)
         near_shared, near_bound = await asyncio.gather(nodes.run(), own.run())
-        record = own.winners.get(self._identity.public_key)
-        if record is not None and record.seq not in intent.signed:
+        record = own.newest(self._identity.public_key, intent.signed)
+        if record is not None:
             if intent.continued and record.seq > min(intent.signed, default=0):
                 self._warn_of_another(record)
             elif not intent.continued:
@@ -344,9 +345,9 @@ class Publisher:
     ) -> None:
         intent.stored = len(outcome.told)
         if outcome.told:
-            self._lonely.discard(intent.name)
+            self._lonely.pop(intent.name, None)
         else:
-            self._lonely.add(intent.name)
+            self._lonely[intent.name] = None
             log.info("%r is only kept here: no other node acknowledged it so far", intent.name)
         if outcome.enough:
             intent.acknowledged_end = outcome.record.expires_at
@@ -399,7 +400,7 @@ class Publisher:
 
     def _forget(self, intent: Intent) -> None:
         self.intents.pop(intent.name, None)
-        self._lonely.discard(intent.name)
+        self._lonely.pop(intent.name, None)
         self._pushes.cancel(intent.name)
         for owed in [owed for owed in self._debts if owed[0] == intent.name]:
             del self._debts[owed]

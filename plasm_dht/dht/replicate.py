@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable
 
 from plasm_dht.clock import Clock
-from plasm_dht.dht import wire
+from plasm_dht.dht import ids, wire
 from plasm_dht.dht.due import DueQueue
 from plasm_dht.dht.lookup import NodeLookup
 from plasm_dht.dht.protocol import PlasmProtocol
@@ -83,7 +83,7 @@ class Replicator:
         for bits in sorted(taken):  # between two taken bits, and nearer than the first, nobody is closer than this node
             keys.extend(self._storage.keys_between(nearest, 2 ** (bits - 1)))
             nearest = 2**bits
-        keys.extend(self._storage.keys_between(nearest, 2 ** (wire.ID_BYTES * 8)))
+        keys.extend(self._storage.keys_between(nearest, 2 ** (ids.ID_BYTES * 8)))
         return [key for key in keys if self._owes(contact, key)]
 
     def _owes(self, contact: Contact, key: bytes) -> bool:

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from statistics import median
 
-from plasm_dht.dht.wire import Address
+from plasm_dht.dht.ids import Address
 
 # Bounds of a time-out and what a stranger gets (s).
 FLOOR, CAP, STRANGER = 0.15, 3.0, 1.0

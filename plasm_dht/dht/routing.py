@@ -14,7 +14,7 @@ from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
 
 from plasm_dht.clock import Clock
-from plasm_dht.dht.wire import ID_BYTES, TRANSIENT_ID, Address, NodeTuple
+from plasm_dht.dht.ids import ID_BYTES, TRANSIENT_ID, Address, NodeTuple
 
 # Missed answers in a row that make a contact stale: one is a lost datagram (the paper, section 4.1, waits for several).
 STALE_AFTER = 2

@@ -13,7 +13,8 @@ from typing import Any, Self, TypeVar
 from kademlia.network import Server
 
 from plasm_dht.clock import Clock
-from plasm_dht.dht import wire
+from plasm_dht.dht import ids
+from plasm_dht.dht.ids import Address
 from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, RecordLookup
 from plasm_dht.dht.membership import Membership
 from plasm_dht.dht.protocol import PlasmProtocol
@@ -22,7 +23,6 @@ from plasm_dht.dht.refresh import Refresher
 from plasm_dht.dht.replicate import Replicator
 from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.storage import DEFAULT_MAX_BYTES, DEFAULT_MAX_RECORDS, DEFAULT_MAX_TTL, RecordStorage
-from plasm_dht.dht.wire import Address
 from plasm_dht.errors import ConfigError, IdentityError, ListenError
 from plasm_dht.identity import Identity, parse_publisher_id
 from plasm_dht.record import Record, Value, bound_key, check_name, check_value, freshest_first, shared_key
@@ -89,7 +89,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         if storage is not None and not isinstance(storage, RecordStorage):
             raise TypeError(f"storage is a RecordStorage, whose records have a life, not a {type(storage).__name__}")
         check_life(record_ttl, refresh_interval)
-        if node_id is not None and not wire.is_id(node_id):
+        if node_id is not None and not ids.is_id(node_id):
             raise ConfigError(f"node_id is {node_id!r}: it must be 20 bytes")
         for name, count in {"ksize": ksize, "alpha": alpha, "quorum": quorum}.items():
             if count < 1:
@@ -124,7 +124,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
     @property
     def is_transient(self) -> bool:
         """Whether this is a caller that will not stay: it has the zero id, is in nobody's table and stores nothing."""
-        return bool(self.node.id == wire.TRANSIENT_ID)
+        return bool(self.node.id == ids.TRANSIENT_ID)
 
     @property
     def address(self) -> Address:

@@ -4,23 +4,20 @@ Bytes in, values out: no sockets, no state. A decoder of what the network sent r
 shape.
 """
 
-import functools
-import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
+
+from plasm_dht.dht.ids import ID_BYTES, TRANSIENT_ID, NodeTuple, is_reachable
 
 # The least IPv6 MTU of 1,280 bytes (RFC 8200, section 5) less 40 bytes of IPv6 and 8 of UDP header.
 MAX_DATAGRAM = 1232
 # Stock nodes send requests of up to 8 KiB and a frame around them.
 MAX_READ = 9 * 1024
 REQUEST, RESPONSE = b"\x00", b"\x01"
-ID_BYTES = 20
 HEADER = 1 + ID_BYTES
-# The id of a caller that will not stay.
-TRANSIENT_ID = bytes(ID_BYTES)
 # A stock node hands out 20 nodes; what is beyond this many in one reply is not looked at.
 MAX_NODES_READ = 40
 # Nodes that a reply carries before further records: enough for a lookup to go on (contract, "On the wire").
@@ -31,16 +28,10 @@ _decode = msgspec.msgpack.Decoder().decode
 _decode_request = msgspec.msgpack.Decoder(tuple[str, list[Any]]).decode
 _DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError, ValueError)
 
-Address = tuple[str, int]
+# A call's outcome, as in rpcudp: whether there was an answer, and its result.
+Outcome = tuple[bool, Any]
+NO_ANSWER: Outcome = (False, None)
 _T = TypeVar("_T")
-
-
-class NodeTuple(NamedTuple):
-    """A node as the wire names it: its 20-byte id, its IP address and its port."""
-
-    id: bytes
-    ip: str
-    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +81,6 @@ def decode_response(datagram: bytes) -> Any:
         return _decode(memoryview(datagram)[HEADER:])
     except _DECODE_ERRORS:
         return None
-
-
-def is_id(value: object) -> bool:
-    """Whether the value is a node's id or a key: 20 bytes."""
-    return type(value) is bytes and len(value) == ID_BYTES
-
-
-@functools.lru_cache(maxsize=16384)
-def is_reachable(ip: str) -> bool:
-    """Whether the text is the address of one host: no name, no multicast, no wildcard."""
-    try:
-        address = ipaddress.ip_address(ip)
-    except ValueError:
-        return False
-    return not (address.is_multicast or address.is_unspecified)
 
 
 def parse_nodes(value: object) -> list[NodeTuple] | None:

@@ -246,7 +246,7 @@ class ArtifactScanner:
         digest = hashlib.sha256()
         with _unchanged(entry) as descriptor:
             left = entry.stamp.size  # no more than that: a file that grows as fast as it is read would have no end
-            while left > 0 and (chunk := os.read(descriptor, min(_CHUNK, left))):
+            while left > 0 and (chunk := os.read(descriptor, _CHUNK)):
                 self._go_on()
                 digest.update(chunk)
                 left -= len(chunk)

@@ -97,9 +97,6 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunn
     except OSError as error:
         await runner.cleanup()
         raise ListenError(f"HTTP cannot listen on {host}:{port}: {_advice(error)}") from None
-    except BaseException:
-        await runner.cleanup()
-        raise
     return runner, runner.addresses[0][1]
 
 

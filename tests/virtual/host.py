@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from tests.virtual.network import Conditions, Network
     from tests.virtual.sockets import Transport
 
-# 2027-01-01T00:00:00Z (after the release of what is tested) at virtual time 0, in ms: a trace is the same whenever and wherever it is made.
+# 2027-01-01T00:00:00Z at virtual time 0, in ms: a trace is the same whenever and wherever it is made, and the clock is
+# one that has been set (not older than the release).
 EPOCH = 1_798_761_600_000
 
 T = TypeVar("T")

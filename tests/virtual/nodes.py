@@ -48,7 +48,10 @@ class Node:
     def seqs(self, name: str, publisher: Identity) -> set[int]:
         """The sequence numbers that this node holds of a publisher's record, under either key."""
         storage = self.server.storage
-        held = (storage.holding(key, publisher.public_key) for key in (shared_key(name), bound_key(publisher.public_key, name)))
+        held = (
+            storage.holding(key, publisher.public_key)
+            for key in (shared_key(name), bound_key(publisher.public_key, name))
+        )
         return {holding.seq for holding in held if holding is not None}
 
 

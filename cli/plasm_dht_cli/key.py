@@ -1,0 +1,52 @@
+"""`plasm-dht key show` and `plasm-dht key new`: the identity that signs records."""
+
+from typing import Annotated
+
+import typer
+
+from plasm_dht.errors import IdentityError
+from plasm_dht_cli.options import IdentityFile, StateDir, identity_path, option
+from plasm_dht_cli.output import emit
+
+app = typer.Typer(
+    help="The identity: the Ed25519 key pair that signs records, and the publisher id that readers trust.",
+    rich_markup_mode=None,
+)
+
+_SHOW_EXAMPLE = """\b
+Example:
+  plasm-dht get stable/arm64 --trust "$(plasm-dht key show)"
+"""
+_NEW_EXAMPLE = """\b
+Example:
+  plasm-dht key new --identity /etc/plasm/identity.pem
+"""
+
+Force = Annotated[bool, option("--force", help="Replace the key that is there: its publisher id is lost for good.")]
+
+
+@app.command(epilog=_SHOW_EXAMPLE)
+def show(identity: IdentityFile = None, state_dir: StateDir = None) -> None:
+    """Print the publisher id, alone, on stdout. Creates nothing."""
+    from plasm_dht.identity import Identity
+
+    path = identity_path(identity, state_dir)
+    if not path.exists():
+        raise IdentityError(
+            f"there is no key file {path}: make one with 'plasm-dht key new', or name it with --identity"
+        )
+    emit(Identity.load(path).publisher_id)
+
+
+@app.command(epilog=_NEW_EXAMPLE)
+def new(identity: IdentityFile = None, state_dir: StateDir = None, force: Force = False) -> None:
+    """Create a key pair and print its publisher id on stdout. Never overwrites a key unless told to."""
+    from plasm_dht.identity import Identity
+
+    path = identity_path(identity, state_dir)
+    if path.exists() and not force:
+        raise IdentityError(
+            f"key file {path} exists: name another one with --identity, or replace it with --force "
+            "(readers that trust its publisher id then have to be told the new one)"
+        )
+    emit(Identity.create(path, replace=force).publisher_id)

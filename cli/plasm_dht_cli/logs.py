@@ -1,0 +1,66 @@
+"""The set-up of logging: to stderr, as text or as JSON. No message can forge a second line."""
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from plasm_dht.errors import ConfigError
+from plasm_dht_cli.output import printable
+
+FORMATS = ("text", "json")
+# The base libraries warn about every datagram that nobody answered, which on a DHT is everyday life.
+_NOISY = ("kademlia", "rpcudp")
+_OURS = ("plasm_dht", "plasm_dht_cli")
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z INFO plasm_dht.dht.server: message`; lines of a traceback are indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The entry's lines, joined."""
+        lines = [f"{_time(record)} {record.levelname} {record.name}: {printable(record.getMessage())}"]
+        if record.exc_info:
+            lines += ["    " + printable(line) for line in self.formatException(record.exc_info).splitlines()]
+        return "\n".join(lines)
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: `time` (RFC 3339, UTC), `level`, `logger`, `message`, and `exception` when there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The entry's line."""
+        entry = {
+            "time": _time(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)  # plain ASCII: control characters and line separators are escaped
+
+
+def set_up(*, log_format: str | None, verbose: int, quiet: bool, usual: int) -> None:
+    """Log to stderr at the level `usual`, or at another one if `-v` (DEBUG) or `-q` (ERROR) was given.
+
+    With `-v` twice the libraries' messages are logged too. Raises `ConfigError` for what cannot be asked for.
+    """
+    if log_format is not None and log_format not in FORMATS:
+        raise ConfigError(f"--log-format: {log_format!r}: must be {' or '.join(FORMATS)}")
+    if verbose and quiet:
+        raise ConfigError("--verbose and --quiet: only one of them can be given")
+    level = logging.DEBUG if verbose else logging.ERROR if quiet else usual
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    everything = verbose > 1
+    logging.basicConfig(handlers=[handler], level=level if everything else max(level, logging.WARNING), force=True)
+    logging.raiseExceptions = False  # a reader of stderr that has gone is no reason for a traceback
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.DEBUG if everything else logging.CRITICAL)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level)
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,99 @@
+"""The console script: it picks the command and turns what went wrong into one line and an exit code."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from plasm_dht.errors import PlasmError
+from plasm_dht_cli import exits, get, key, node, serve
+from plasm_dht_cli.output import OutputClosedError, complain, emit
+
+# typer up to 0.25 raises click's exceptions, later ones their own copy of them; BadParameter is exported by all.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    help="Signed, expiring records on a Kademlia DHT: machines that boot find the newest manifest without a central "
+    "server.",
+    epilog="""\b
+Two terminals on one machine:
+  plasm-dht serve --artifacts DIR
+  plasm-dht get stable/arm64
+Exit codes: 0 done; 1 not found; 2 wrong usage or configuration; 3 no DHT node
+answered; 4 verification failed. Results go to stdout, everything else to stderr.
+""",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("serve", short_help="Serve and advertise a folder of boot artifacts, until stopped.", epilog=serve.EXAMPLE)(
+    serve.serve
+)
+app.command("get", short_help="Print the URL of the newest manifest of CHANNEL/ARCH.", epilog=get.EXAMPLE)(get.get)
+app.command("node", short_help="Run a DHT node without artifacts, until stopped.", epilog=node.EXAMPLE)(node.node)
+app.add_typer(key.app, name="key", short_help="Show or make the identity that signs records.")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        emit(f"plasm-dht {version('plasm-dht')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and leave with the contract's exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command. The exit code; only a bug of ours raises."""
+    try:
+        result = typer.main.get_command(app)(arguments, prog_name="plasm-dht", standalone_mode=False)
+        _flush()
+    except OutputClosedError:
+        return _give_up_stdout()
+    except PlasmError as error:
+        complain(str(error))
+        return exits.exit_code(error)
+    except _UsageError as error:
+        complain(_usage(error))
+        return exits.USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        return exits.INTERRUPTED
+    except OSError as error:  # a disk that is full, a folder that is not ours: the machine's matter, not a bug
+        complain(str(error))
+        return exits.USAGE
+    return result if isinstance(result, int) else exits.DONE
+
+
+def _usage(error: Exception) -> str:
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "plasm-dht"
+    return f"{message.rstrip('.')}: see {command} --help"
+
+
+def _flush() -> None:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise OutputClosedError from None
+
+
+def _give_up_stdout() -> int:
+    # the interpreter flushes stdout once more when it ends, and would complain
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exits.OUTPUT_CLOSED

@@ -1,0 +1,30 @@
+"""What goes to stdout and stderr: results line by line, one-line errors, and text that cannot pretend to be more."""
+
+import sys
+
+
+class OutputClosedError(Exception):
+    """Whoever read our stdout has gone. Not an `OSError`, which typer would swallow on the way."""
+
+
+def emit(line: str) -> None:
+    """Print one line of the result, at once. Raises `OutputClosedError`."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise OutputClosedError from None
+
+
+def complain(text: str) -> None:
+    """Print the one line of an error to stderr; never raises for want of a reader."""
+    try:
+        print(f"plasm-dht: error: {printable(text)}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
+
+
+def printable(text: str) -> str:
+    r"""The text on one line: whatever would move the cursor, end the line or hide is shown escaped, as in `\n`."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
