@@ -56,13 +56,13 @@ class Clock:
         return monotonic + self._skipped
 
 
-def network_time(samples: Sequence[int], own: int) -> int | None:
+def network_time(samples: Sequence[int], own: int, least: int = 1) -> int | None:
     """The median of the responders' clocks (ms), when more than half agree with each other and differ from our own.
 
-    `None`: our own clock is as good, or they do not agree.
+    `None`: our own clock is as good, or they do not agree, or fewer than `least` do.
     """
     ordered = sorted(samples)
-    most = len(ordered) // 2 + 1
+    most = max(len(ordered) // 2 + 1, least)
     agree = any(ordered[i + most - 1] - ordered[i] <= AGREEMENT for i in range(len(ordered) - most + 1))
     if not ordered or not agree:
         return None
@@ -74,6 +74,4 @@ def reader_time(samples: Sequence[int], own: int) -> int:
     """What a reader takes for the time (ms): its own clock, unless that was never set or a majority differs."""
     if own < RELEASED and samples:
         return max(median_low(samples), own)
-    if len(samples) < LEAST_RESPONDERS:
-        return own
-    return network_time(samples, own) or own
+    return network_time(samples, own, LEAST_RESPONDERS) or own

@@ -156,6 +156,9 @@ def sign(
     """
     check_name(name)
     check_value(value)
+    for field, number in {"seq": seq, "issued_at": issued_at, "expires_at": expires_at}.items():
+        if not 0 <= number <= _MAX_INT:
+            raise RecordError("malformed", f"{field} of {name!r} is {number}: it must be from 0 to 2**64 - 1")
     try:
         body = _encode([name, identity.public_key, seq, issued_at, expires_at, withdrawn, value])
     except UnicodeEncodeError:

@@ -79,6 +79,7 @@ class NodeLookup:
         self._in_flight = 0  # of those whose answer is awaited the ones that are not slow
         self._awaited = 0
         self._asked = 0
+        self._tried_again = False
         self._finished: asyncio.Future[None] | None = None
 
     async def run(self, timeout: float = LOOKUP_TIMEOUT) -> "list[Contact]":
@@ -160,7 +161,19 @@ class NodeLookup:
             self._asked += 1
             self._ask(candidate)
         if done or self._awaited == 0 or all(candidate.answered for candidate in self._window()):
-            self._finished.set_result(None)
+            if self._awaited == 0 and self._try_again():
+                self._advance()
+            else:
+                self._finished.set_result(None)
+
+    def _try_again(self) -> bool:
+        """Ask everybody once more when nobody answered: with few contacts that may just have been lost datagrams."""
+        if self._tried_again or not self._candidates or any(candidate.answered for candidate in self._candidates):
+            return False
+        self._tried_again = True
+        for candidate in self._candidates:
+            candidate.asked = candidate.failed = False
+        return True
 
     def _ask(self, candidate: Candidate) -> None:
         self._in_flight += 1

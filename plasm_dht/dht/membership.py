@@ -23,7 +23,9 @@ UPKEEP = 60.0
 RETRY_FIRST, RETRY_LONGEST = 1.0, 60.0
 # The bootstrap addresses are asked again this often: with fewer than k live contacts, and with k (s).
 ASK_AGAIN_FEW, ASK_AGAIN = 300.0, 3600.0
-# Stale contacts that are pinged at each upkeep while few are live, so that a healed link is noticed.
+# Attempts to find neighbours through a bootstrap node that answered: on a bad link a lookup through one contact fails.
+JOIN_ATTEMPTS = 3
+# Stale contacts that are pinged every `ASK_AGAIN_FEW` s while few are live, so that a healed link is noticed.
 REVIVALS = 3
 # Neighbours that are asked which address of ours they see.
 STUN_NEIGHBOURS = 8
@@ -41,7 +43,7 @@ class Membership:
         self._alpha = alpha
         self._tidy = tidy
         self._addresses: list[Address] = []
-        self._asked_at = 0.0
+        self._asked_at = self._revived_at = 0.0
         self._retry = RETRY_FIRST
         self._woken = asyncio.Event()
 
@@ -101,7 +103,10 @@ class Membership:
         await asyncio.gather(*(self._ping(named, each) for named, addresses in resolved for each in addresses))
         if self._is_transient or not router.live_count:
             return router.live()
-        return await self._find_nodes(self._protocol.source_node.id)
+        for _ in range(JOIN_ATTEMPTS):
+            if neighbours := await self._find_nodes(self._protocol.source_node.id):
+                break
+        return neighbours
 
     async def _ping(self, named: Address, address: Address) -> None:
         """Ping a bootstrap node; one that turns out to be this node is asked no more."""
@@ -155,7 +160,9 @@ class Membership:
     async def _see_to_table(self) -> None:
         router = self._protocol.router
         router.expire_stale()
-        if router.live_count < self._k:
+        now = self._clock.monotonic()
+        if router.live_count < self._k and now - self._revived_at >= ASK_AGAIN_FEW:
+            self._revived_at = now
             for contact in router.closest(self._protocol.source_node.long_id, REVIVALS, stale=True):
                 self._protocol.call_ping(contact)
         # Look up a random id in each bucket that no lookup went to for an hour (the paper, section 2.3).

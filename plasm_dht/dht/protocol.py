@@ -317,6 +317,8 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         contact = call.contact
         if call.is_ping:  # the only answer that says who it is
             contact = Contact(result, *call.address) if ids.is_id(result) else None
+        elif contact is not None and (there := self.router.at(call.address)) is not None and there.id != contact.id:
+            contact = None  # an id that somebody named drives out nobody
         if contact is not None and self.router.add_contact(contact):
             self._on_contact(contact)
 

@@ -35,6 +35,8 @@ OWED_FIRST, OWED_LONGEST = 5.0, 60.0
 PUSH_AFTER = 0.3
 # A tombstone lives at least this long (ms).
 LEAST_TOMBSTONE = 1000
+# Records that are being published at once: thousands of them at one moment would run into the holders' rate limits.
+ROUNDS_AT_ONCE = 64
 # Sequence numbers of ours that are remembered, to tell them from another node's with the same key.
 SIGNED_REMEMBERED = 16
 # Pushes and owed stores under way at once.
@@ -135,6 +137,7 @@ class Publisher:
         self._owed: DueQueue[Owed] = DueQueue(clock)
         self._debts: dict[Owed, tuple[Holder, int]] = {}  # with the number of attempts
         self._pushes: DueQueue[str] = DueQueue(clock)
+        self._slots = asyncio.Semaphore(ROUNDS_AT_ONCE)
         self._lonely: dict[str, None] = {}  # in a fixed order, so that a simulated run can be repeated
 
     async def publish(self, name: str, value: Value, *, ttl: float, keep_alive: bool) -> Publication:
@@ -184,6 +187,10 @@ class Publisher:
 
     async def _settle(self, intent: Intent, *, owed: bool, again: bool = False) -> Publication:
         """Store the intent, signed anew (`again`: the same bytes), and anew if holders teach us a `seq` or the time."""
+        async with self._slots:
+            return await self._settle_now(intent, owed=owed, again=again)
+
+    async def _settle_now(self, intent: Intent, *, owed: bool, again: bool) -> Publication:
         started = self._clock.elapsed()
         record = intent.record if again else None
         if record is None and intent.continued:

@@ -200,6 +200,8 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def expire_stale(self) -> None:
         """Forget who has been stale for a day."""
+        if not self._stale_count:
+            return
         limit = self.clock.monotonic() - STALE_KEPT
         for contact in [each for each in self._by_id.values() if each.is_stale and each.missed_since < limit]:
             self._drop(contact, promote=True)

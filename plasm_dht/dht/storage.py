@@ -151,10 +151,10 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         """The dear half: signature, tie, room."""
         if not verify(record):
             return Verdict("bad_signature")
+        self.forget(EXPIRY_SLICE)  # before we look at what is held: that may be what is forgotten
         held = self.holding(key, record.public_key)
         if held is not None and (held.seq, held.envelope) > (record.seq, record.envelope):
             return Verdict("conflict", held.envelope)
-        self.forget(EXPIRY_SLICE)
         if held is None and len(self._by_key.get(key, ())) >= MAX_PUBLISHERS:
             return Verdict("full")
         grows = len(record.envelope) - (len(held.envelope) if held else 0)
@@ -204,11 +204,14 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         while self._expiry and self._expiry[0][0] <= monotonic and looked < limit:
             _, key = heapq.heappop(self._expiry)
             looked += 1
+            waits = []
             for holding in list(self._by_key.get(key, ())):
                 if holding.is_forgettable(wall, monotonic):
                     self._remove(key, holding)
                 elif holding.keep_deadline <= monotonic:  # the wall clock was stepped back
-                    self._look_again(monotonic + (holding.keep_until - wall) / 1000, key)
+                    waits.append(holding.keep_until - wall)
+            if waits:  # one entry for the one taken: more would multiply
+                self._look_again(monotonic + min(waits) / 1000, key)
         return looked
 
     def close(self) -> None:
@@ -265,8 +268,9 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         """Whether that much more fits, once records with a key strictly farther than this one have gone."""
         distance = self._distance(key)
         victims: list[tuple[bytes, Holding]] = []
-        over_records = self.records + records - self.max_records
-        over_bytes = self.bytes + size - self.max_bytes
+        # What needs no more room than before fits, even where the node's own records take more than there is.
+        over_records = self.records + records - self.max_records if records > 0 else 0
+        over_bytes = self.bytes + size - self.max_bytes if size > 0 else 0
         farthest = reversed(self._distances)
         while over_records > 0 or over_bytes > 0:
             far = next(farthest, -1)

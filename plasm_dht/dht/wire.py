@@ -86,13 +86,18 @@ def decode_response(datagram: bytes) -> Any:
 def parse_nodes(value: object) -> list[NodeTuple] | None:
     """The nodes in a reply, without those that nobody could ask."""
     try:
-        named = msgspec.convert(value, list[tuple[bytes, str, int]])
+        named = msgspec.convert(value, list[tuple[bytes, str, int]], builtin_types=(bytes,))  # else text is base64
     except msgspec.ValidationError:
         return None
+    # An IPv6 zone means nothing elsewhere and is arbitrary text: asyncio closes our socket over one with a NUL in it.
     return [
         NodeTuple(node_id, ip, port)
         for node_id, ip, port in named[:MAX_NODES_READ]
-        if len(node_id) == ID_BYTES and 0 < port < 65536 and node_id != TRANSIENT_ID and is_reachable(ip)
+        if len(node_id) == ID_BYTES
+        and 0 < port < 65536
+        and node_id != TRANSIENT_ID
+        and "%" not in ip
+        and is_reachable(ip)
     ]
 
 

@@ -230,7 +230,7 @@ class _Observation(FileSystemEventHandler):
                 return self._start()
             except (FileNotFoundError, NotADirectoryError):
                 return ""  # it vanished since
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
                 return f"cannot be watched: {error}"
 
     def _start(self) -> str:

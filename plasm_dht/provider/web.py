@@ -228,6 +228,7 @@ async def _send(
     await response.prepare(request)
     if request.method == hdrs.METH_HEAD:
         return response
+    transport = request.transport  # aiohttp forgets it before it cancels us
     while start < end:
         chunk = await asyncio.to_thread(os.pread, descriptor, min(_CHUNK, end - start), start)
         if not chunk:  # it was cut off under us, and the length is promised already
@@ -239,6 +240,10 @@ async def _send(
         except TimeoutError:
             _abort(request)
             break
+        except asyncio.CancelledError:  # we stop: what the client does not take would keep the connection open
+            if transport:
+                transport.abort()
+            raise
         start += len(chunk)
     return response
 

@@ -1,0 +1,107 @@
+"""Which clock is believed, and what is due after a jump."""
+
+import asyncio
+import time
+
+import pytest
+
+from plasm_dht.clock import RELEASED, Clock, network_time, reader_time
+from tests.dht.support import START, ManualClock
+
+MINUTE = 60_000
+
+
+def test_the_machines_own_clocks_are_read() -> None:
+    clock = Clock()
+    assert abs(clock.wall() - time.time() * 1000) < 1000
+    assert abs(clock.monotonic() - time.monotonic()) < 1
+    clock.correction = 5000
+    assert abs(clock.now() - clock.wall() - 5000) < 100
+
+
+async def test_monotonic_time_is_the_loops() -> None:
+    assert abs(Clock().monotonic() - asyncio.get_running_loop().time()) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([], 0),
+        ([("advance", 10)], 10),
+        ([("step", 100)], 100),  # a suspend, or a wall clock that was set
+        ([("step", 1.1)], 1.1),
+        ([("step", 0.9)], 0),  # a slew
+        ([("step", -100)], 0),  # no wall clock that steps back delays anything
+        ([("step", -100), ("advance", 10)], 10),
+        ([("advance", 10), ("step", 100), ("advance", 10), ("step", 100)], 220),
+        ([("step", -100), ("step", 50), ("advance", 1)], 51),
+    ],
+)
+def test_elapsed_is_monotonic_time_and_every_forward_jump(events: list[tuple[str, float]], expected: float) -> None:
+    clock = ManualClock()
+    began = clock.elapsed()
+    for kind, seconds in events:
+        getattr(clock, kind)(seconds)
+        clock.elapsed()
+    assert clock.elapsed() - began == pytest.approx(expected, abs=0.01)
+
+
+def test_elapsed_never_goes_back() -> None:
+    clock = ManualClock()
+    seen = [clock.elapsed()]
+    for seconds in (-3600, 3600, -1, 0.5, 7200, -7200):
+        clock.step(seconds)
+        clock.advance(0.1)
+        seen.append(clock.elapsed())
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        ([], None),
+        ([0], None),
+        ([MINUTE], None),
+        ([MINUTE + 1], MINUTE + 1),  # one of one is enough
+        ([-MINUTE - 1], -MINUTE - 1),
+        ([10 * MINUTE, 0], None),  # they do not agree
+        ([10 * MINUTE, 11 * MINUTE], 10 * MINUTE),
+        ([10 * MINUTE, 11 * MINUTE + 1], None),
+        ([10 * MINUTE, 10 * MINUTE, 0], 10 * MINUTE),
+        ([10 * MINUTE, 10 * MINUTE, 0, 0], None),  # half is not more than half
+        ([10 * MINUTE, 10 * MINUTE, 10 * MINUTE, 0, 0], 10 * MINUTE),
+        ([10 * MINUTE, 20 * MINUTE, 30 * MINUTE], None),
+        ([10 * MINUTE, 10 * MINUTE, 90 * MINUTE, 95 * MINUTE, 10 * MINUTE + 5], 10 * MINUTE + 5),
+    ],
+)
+def test_network_time_is_the_median_when_more_than_half_agree(offsets: list[int], expected: int | None) -> None:
+    found = network_time([START + offset for offset in offsets], START)
+    assert found == (None if expected is None else START + expected)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        ([], 0),
+        ([10 * MINUTE], 0),
+        ([10 * MINUTE, 10 * MINUTE], 0),  # two are too few
+        ([10 * MINUTE] * 3, 10 * MINUTE),
+        ([-10 * MINUTE] * 3, -10 * MINUTE),
+        ([MINUTE] * 3, 0),
+        ([10 * MINUTE, 10 * MINUTE, 0], 0),  # at least three have to agree
+        ([10 * MINUTE] * 3 + [0], 10 * MINUTE),
+        ([10 * MINUTE] * 3 + [0] * 3, 0),
+        ([10 * MINUTE] * 4 + [0] * 3, 10 * MINUTE),
+    ],
+)
+def test_a_reader_mistrusts_its_clock_when_three_and_a_majority_differ(offsets: list[int], expected: int) -> None:
+    assert reader_time([START + offset for offset in offsets], START) == START + expected
+
+
+def test_a_clock_that_was_never_set_gives_way_to_any_responder() -> None:
+    assert reader_time([START], 0) == START
+    assert reader_time([START], RELEASED - 1) == START
+    assert reader_time([START], RELEASED) == RELEASED
+    assert reader_time([START, START + 9, START + 99], 0) == START + 9
+    assert reader_time([], 0) == 0
+    assert reader_time([5], 1000) == 1000  # nor had the responder's

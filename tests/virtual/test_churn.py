@@ -1,0 +1,164 @@
+"""Networks that are small, lossy, or whose nodes come and go without a word."""
+
+import asyncio
+import random
+
+import pytest
+
+from tests.virtual.network import Conditions, Network
+from tests.virtual.nodes import Nodes, everywhere, identity
+
+NAME = "/phase/stable/arm64/manifest"
+HOUR = 3600.0
+
+
+async def test_under_churn_every_reader_finds_the_newest_value_every_minute_of_a_day(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(40)
+    first = nodes.nodes[
+        0
+    ]  # the bootstrap node, the publisher and the reader stay; half of the others go every two hours
+    publisher = await nodes.start([first], identity=identity(1))
+    reader = await nodes.start([first])
+    mortal = [node for node in nodes.nodes if node not in (first, publisher, reader)]
+    value = b"0"
+    await publisher.publish(NAME, value)
+    replaced_at, changed_at = 0.0, 0.0
+    lifetime = 2 * HOUR / (len(mortal) / 2)
+    start = network.now
+    for minute in range(24 * 60):
+        await asyncio.sleep(start + 60 * (minute + 1) - network.now)
+        while network.now - start - replaced_at >= lifetime:
+            replaced_at += lifetime
+            random.choice(mortal).kill()
+            mortal = [node for node in mortal if node.host.alive]
+            mortal.append(await nodes.start([first]))
+        if network.now - start - changed_at >= HOUR:
+            changed_at += HOUR
+            value = str(minute).encode()
+            await publisher.publish(NAME, value)
+            await asyncio.sleep(5)
+        assert await reader.get(NAME) == value, f"minute {minute}"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+async def test_a_small_network_works(network: Network, size: int) -> None:
+    nodes = Nodes(network)
+    publisher = await nodes.start(identity=identity(1))
+    for _ in range(size - 1):
+        await nodes.start([publisher])
+    await publisher.publish(NAME, b"v1")
+    for _ in range(5):
+        assert await everywhere(nodes.nodes, lambda node: node.get(NAME)) == [b"v1"] * size
+        await asyncio.sleep(HOUR)
+    await publisher.withdraw(NAME)
+    await asyncio.sleep(5)
+    assert await everywhere(nodes.nodes, lambda node: node.get(NAME)) == [None] * size
+
+
+async def test_a_lonely_publishers_record_is_pushed_as_soon_as_a_neighbour_appears(network: Network) -> None:
+    nodes = Nodes(network)
+    publisher = await nodes.start(identity=identity(1))
+    receipt = await publisher.publish(NAME, b"v1")
+    assert receipt.stored == 0
+    await asyncio.sleep(1000)
+    joined = await nodes.start([publisher])
+    await asyncio.sleep(2)
+    assert joined.seqs(NAME, identity(1))
+    publisher.kill()
+    assert await joined.get(NAME) == b"v1"
+
+
+async def test_the_only_bootstrap_node_may_restart(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(1)
+    bootstrap = nodes.nodes[0]
+    publisher = await nodes.start([bootstrap], identity=identity(1))
+    reader = await nodes.start([bootstrap])
+    await publisher.publish(NAME, b"v1")
+    bootstrap.kill()
+    await asyncio.sleep(600)
+    assert await reader.get(NAME) == b"v1"
+    again = await nodes.start(host=network.host(bootstrap.host.address))  # the same address, another id
+    await asyncio.sleep(600)  # within two rounds of asking the bootstrap addresses
+    newcomer = await nodes.start([again])
+    assert await everywhere([again, newcomer, reader], lambda node: node.get(NAME)) == [b"v1"] * 3
+
+
+async def test_whoever_starts_before_its_bootstrap_node_joins_when_it_comes(network: Network) -> None:
+    nodes = Nodes(network)
+    host = network.host()
+    later = network.host()
+    early = await nodes.start(host=host, identity=identity(1))
+    assert await host.run(early.server.bootstrap([(later.address, 8468)])) == []
+    await early.publish(NAME, b"v1")
+    await asyncio.sleep(300)
+    bootstrap = await nodes.start(host=later)
+    await asyncio.sleep(65)  # the longest pause between two attempts is 60 s
+    assert await bootstrap.get(NAME) == b"v1"
+
+
+@pytest.mark.parametrize(("loss", "bound"), [(0.1, 2.0), (0.3, 3.0)])
+async def test_with_lost_datagrams_everything_is_found_in_time(network: Network, loss: float, bound: float) -> None:
+    network.conditions = Conditions(latency=0.040, sigma=0.5, loss=loss)
+    nodes = Nodes(network)
+    await nodes.grow(100)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1))
+    await publisher.publish(NAME, b"v1")
+    await asyncio.sleep(60)
+    took = []
+    for _ in range(3):
+        for node in random.sample(nodes.nodes[:100], 30):
+            started = network.now
+            assert await node.get(NAME) == b"v1"
+            took.append(network.now - started)
+        await asyncio.sleep(HOUR)
+    took.sort()
+    assert took[int(0.95 * len(took))] < bound
+
+
+async def test_at_50_percent_loss_tables_do_not_dissolve(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(50)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1))
+    await publisher.publish(NAME, b"v1")
+    before = [len(node.server.protocol.router) for node in nodes.nodes]
+    network.conditions = Conditions(latency=0.040, sigma=0.5, loss=0.5)
+    await asyncio.sleep(4 * HOUR)
+    after = [len(node.server.protocol.router) for node in nodes.nodes]
+    assert sum(after) >= sum(before) * 0.9
+    assert min(node.server.protocol.router.live_count for node in nodes.nodes) >= 5
+    found = await everywhere(random.sample(nodes.nodes, 20), lambda node: node.get(NAME))
+    assert found.count(b"v1") >= 18
+
+
+async def test_half_of_all_nodes_may_die_at_one_moment(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(100)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1))
+    await publisher.publish(NAME, b"v1")
+    await asyncio.sleep(60)
+    survivors = random.sample(nodes.nodes[:100], 50)
+    for node in nodes.nodes[:100]:
+        if node not in survivors:
+            node.kill()
+    assert await everywhere(survivors, lambda node: node.get(NAME)) == [b"v1"] * 50
+    for _ in range(4):
+        await asyncio.sleep(HOUR)
+        assert await everywhere(survivors, lambda node: node.get(NAME)) == [b"v1"] * 50
+
+
+async def test_all_but_the_publisher_may_be_replaced(network: Network) -> None:
+    nodes = Nodes(network)
+    publisher = await nodes.start(identity=identity(1))
+    await nodes.grow(20)
+    await publisher.publish(NAME, b"v1")
+    await asyncio.sleep(60)
+    for node in nodes.nodes[1:]:
+        node.kill()
+    newcomers = [await nodes.start([publisher]) for _ in range(20)]
+    await asyncio.sleep(60)
+    assert await everywhere(newcomers, lambda node: node.get(NAME)) == [b"v1"] * 20
+    await asyncio.sleep(2400)
+    publisher.kill()
+    assert await everywhere(newcomers, lambda node: node.get(NAME)) == [b"v1"] * 20

@@ -1,0 +1,80 @@
+"""Reversion: what was changed or withdrawn while a part of the network was cut off never comes back."""
+
+import asyncio
+
+import pytest
+
+from tests.virtual.network import Network
+from tests.virtual.nodes import Node, Nodes, everywhere, identity
+
+CHANGED = "/phase/stable/arm64/manifest"
+WITHDRAWN = "/phase/beta/arm64/manifest"
+AUTHOR = identity(1)
+# A link that has just healed needs as long to carry a round trip and a resend.
+ROUND_TRIP = 5
+
+
+async def start(network: Network, ttl: int) -> tuple[Nodes, Node, list[Node]]:
+    """30 nodes that hold two records of a publisher, and the half of them that will be cut off."""
+    nodes = Nodes(network)
+    await nodes.grow(30)
+    publisher = await nodes.start([nodes.nodes[0]], identity=AUTHOR, record_ttl=ttl)
+    await publisher.publish(CHANGED, b"old")
+    await publisher.publish(WITHDRAWN, b"old")
+    await asyncio.sleep(60)
+    return nodes, publisher, nodes.nodes[:15]
+
+
+def stale_holders(nodes: list[Node], name: str, seq: int) -> list[Node]:
+    """Who holds an older record than this one."""
+    return [node for node in nodes if any(held < seq for held in node.seqs(name, AUTHOR))]
+
+
+async def found_by(nodes: list[Node], name: str) -> set[object]:
+    return set(await everywhere(nodes, lambda node: node.get(name)))
+
+
+@pytest.mark.parametrize("ttl", [3600, 6 * 3600])
+@pytest.mark.parametrize("cut_for", [120, 1500])
+async def test_while_its_publisher_lives_everybody_has_the_newest_within_90_s_of_a_heal(
+    network: Network, cut_for: int, ttl: int
+) -> None:
+    nodes, publisher, cut_off = await start(network, ttl)
+    network.partition([node.host for node in cut_off])
+    changed = await publisher.publish(CHANGED, b"new")
+    withdrawn = await publisher.withdraw(WITHDRAWN)
+    await asyncio.sleep(cut_for)
+    assert await found_by(cut_off[:3], CHANGED) == {b"old"}, "the cut has to cut"
+    network.heal()
+    await asyncio.sleep(90)
+    everybody = nodes.nodes[:30]
+    assert not stale_holders(everybody, CHANGED, changed.seq)
+    assert not stale_holders(everybody, WITHDRAWN, withdrawn.seq)
+    for _ in range(5):
+        assert await found_by(everybody, CHANGED) == {b"new"}
+        assert await found_by(everybody, WITHDRAWN) == {None}
+        await asyncio.sleep(1200)
+
+
+@pytest.mark.parametrize("ttl", [3600, 6 * 3600])
+async def test_when_its_publisher_died_everybody_has_the_newest_within_11_minutes_of_a_heal(
+    network: Network, ttl: int
+) -> None:
+    nodes, publisher, cut_off = await start(network, ttl)
+    network.partition([node.host for node in cut_off])
+    changed = await publisher.publish(CHANGED, b"new")
+    withdrawn = await publisher.withdraw(WITHDRAWN)
+    await asyncio.sleep(300)
+    publisher.kill()
+    await asyncio.sleep(600)
+    network.heal()
+    await asyncio.sleep(11 * 60)
+    everybody = nodes.nodes[:30]
+    assert not stale_holders(everybody, CHANGED, changed.seq)
+    assert not stale_holders(everybody, WITHDRAWN, withdrawn.seq)
+    assert await found_by(everybody, CHANGED) == {b"new"}
+    assert await found_by(everybody, WITHDRAWN) == {None}
+    for _ in range(7):  # and from then on, ever
+        await asyncio.sleep(3600)
+        assert b"old" not in await found_by(everybody, CHANGED)
+        assert await found_by(everybody, WITHDRAWN) == {None}
