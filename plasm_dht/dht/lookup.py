@@ -80,6 +80,9 @@ class NodeLookup:
         self._awaited = 0
         self._asked = 0
         self._tried_again = False
+        # Most of the stale are dead: a few are asked, and more for each that answers, as after a partition.
+        self._stale_asked = 0
+        self._stale_limit = alpha
         self._finished: asyncio.Future[None] | None = None
 
     async def run(self, timeout: float = LOOKUP_TIMEOUT) -> "list[Contact]":
@@ -142,7 +145,7 @@ class NodeLookup:
         for candidate in window:
             if not candidate.asked:
                 return candidate
-        if not all(candidate.answered or candidate.stale for candidate in window):
+        if self._stale_asked >= self._stale_limit or not all(each.answered or each.stale for each in window):
             return None
         nearer = window[-1].distance if len(window) == self.k else None
         for candidate in self._candidates:
@@ -159,6 +162,7 @@ class NodeLookup:
                 break
             candidate.asked = True
             self._asked += 1
+            self._stale_asked += candidate.stale
             self._ask(candidate)
         if done or self._awaited == 0 or all(candidate.answered for candidate in self._window()):
             if self._awaited == 0 and self._try_again():
@@ -201,6 +205,7 @@ class NodeLookup:
         if found is None:
             candidate.failed = not candidate.answered
         else:
+            self._stale_limit += 2 * candidate.stale
             again = self.receive(candidate, found)
             candidate.answered = not again
             self._add_named(found.nodes)

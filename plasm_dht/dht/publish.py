@@ -83,6 +83,8 @@ class Intent:
     # Whether the network was asked what this identity has published there before.
     continued: bool = False
     last_seq: int = 0
+    # When the last record was signed, in seconds of `Clock.elapsed`: its refresh is due so long after.
+    signed_at: float = 0.0
     signed: deque[int] = field(default_factory=lambda: deque(maxlen=SIGNED_REMEMBERED))
     # The latest end of life that was ever signed (Unix ms): a tombstone lives as long.
     latest_end: int = 0
@@ -114,7 +116,7 @@ class Publisher:
     """Publishes records of one identity and keeps its promises about them.
 
     `on_round(intent, enough, took)` is told after each publish or refresh of what is kept alive whether enough holders
-    acknowledged it, and how many seconds that took.
+    acknowledged it, and how many seconds ago it was signed.
     """
 
     def __init__(
@@ -191,7 +193,6 @@ class Publisher:
             return await self._settle_now(intent, owed=owed, again=again)
 
     async def _settle_now(self, intent: Intent, *, owed: bool, again: bool) -> Publication:
-        started = self._clock.elapsed()
         record = intent.record if again else None
         if record is None and intent.continued:
             record = self._sign(intent)
@@ -202,7 +203,7 @@ class Publisher:
                 break  # superseded: whoever signed the later one sees to it
             learnt = self._learn_newer(intent, outcome) | self._learn_time(outcome)
             if not learnt or attempt == ROUNDS:
-                self._conclude(intent, outcome, closest, owed=owed, took=self._clock.elapsed() - started)
+                self._conclude(intent, outcome, closest, owed=owed, took=self._clock.elapsed() - intent.signed_at)
                 break
             record = self._sign(intent)
         signed = outcome.record
@@ -263,6 +264,7 @@ class Publisher:
         )
         intent.record = record
         intent.last_seq = record.seq
+        intent.signed_at = self._clock.elapsed()
         intent.signed.append(record.seq)
         intent.latest_end = max(intent.latest_end, end)
         for key in (shared_key(intent.name), bound_key(self._identity.public_key, intent.name)):

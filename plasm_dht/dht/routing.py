@@ -271,6 +271,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
             self._drop(yielding, promote=False)
             if not yielding.is_stale:
                 bucket.replacement_nodes[yielding.id] = yielding
+        bucket.replacement_nodes.pop(contact.id, None)  # else it would replace itself when it has died
         bucket.add_node(contact)
         self._index(contact)
         return True

@@ -25,7 +25,7 @@ from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.storage import DEFAULT_MAX_BYTES, DEFAULT_MAX_RECORDS, DEFAULT_MAX_TTL, RecordStorage
 from plasm_dht.errors import ConfigError, IdentityError, ListenError
 from plasm_dht.identity import Identity, parse_publisher_id
-from plasm_dht.record import Record, Value, bound_key, check_name, check_value, freshest_first, shared_key
+from plasm_dht.record import Record, Value, bound_key, check_name, check_value, freshest_first, shared_key, sign
 
 log = logging.getLogger(__name__)
 _Room = TypeVar("_Room")
@@ -315,6 +315,8 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         life = self.record_ttl if ttl is None else ttl
         check_life(life, None)
         publisher = self._publishing()
+        now = self.clock.now()
+        sign(self._identity(), name, value, seq=now, issued_at=now, expires_at=now)  # what does not fit changes nothing
         if self._refresher is not None:
             self._refresher.cancel(name)
         return await publisher.publish(name, value, ttl=life, keep_alive=keep_alive)

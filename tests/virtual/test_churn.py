@@ -14,7 +14,7 @@ HOUR = 3600.0
 
 async def test_under_churn_every_reader_finds_the_newest_value_every_minute_of_a_day(network: Network) -> None:
     nodes = Nodes(network)
-    await nodes.grow(40)
+    await nodes.grow(24)
     first = nodes.nodes[
         0
     ]  # the bootstrap node, the publisher and the reader stay; half of the others go every two hours

@@ -1,0 +1,106 @@
+"""Which record is refreshed when."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from plasm_dht.dht.refresh import LIMIT, Refresher, retry_delay
+from tests.dht.support import HalfManualClock, ManualClock, until
+
+
+@pytest.mark.parametrize(
+    ("failures", "left", "expected"),
+    [
+        # the smaller of 5 s and a quarter of what is left, doubling to 60 s, never more than half of what is left
+        (1, 1200, 5), (2, 1200, 10), (3, 1200, 20), (4, 1200, 40), (5, 1200, 60), (6, 1200, 60), (1000, 1200, 60),
+        (1, 20, 5), (1, 19, 4.75), (1, 12, 3), (2, 12, 6), (3, 12, 6), (1, 4, 1), (2, 4, 2), (5, 4, 2),
+        (5, 100, 50), (5, 119, 59.5), (5, 120, 60),
+        (1, 0.4, 0.2), (1, 0.1, 0.2), (9, 0.1, 0.2),  # half of what is left, again and again, would never end
+        (1, 0, 5), (2, 0, 10), (9, 0, 60), (1, -100, 5), (3, -100, 20),
+    ],
+)  # fmt: skip
+def test_a_failed_refresh_is_tried_again_after(failures: int, left: float, expected: float) -> None:
+    assert retry_delay(failures, left) == pytest.approx(expected)
+
+
+async def nothing(name: str) -> None:
+    """Refresh nothing."""
+
+
+def test_a_refresh_is_up_to_five_per_cent_early_and_never_late() -> None:
+    refresher = Refresher(nothing, ManualClock())
+    delays = []
+    for number in range(500):
+        refresher.succeeded(str(number), 2400, 0)
+        delays.append(refresher.due_in(str(number)) or 0)
+    assert 2280 <= min(delays) < 2300
+    assert 2380 < max(delays) <= 2400
+    assert len(set(delays)) > 400  # spread, so that they do not fire at once
+
+
+def test_the_time_that_the_publish_took_is_not_added() -> None:
+    refresher = Refresher(nothing, ManualClock())
+    refresher.succeeded("a", 100, 60)
+    assert 35 <= (refresher.due_in("a") or 0) <= 40
+    refresher.succeeded("a", 100, 1000)
+    assert refresher.due_in("a") == pytest.approx(0.2)
+
+
+def test_failures_count_in_a_row_and_for_each_name() -> None:
+    refresher = Refresher(nothing, ManualClock())
+    assert [refresher.failed("a", 1200) for _ in range(3)] == [5, 10, 20]
+    assert refresher.due_in("a") == pytest.approx(20)
+    assert refresher.failed("b", 1200) == 5
+    refresher.succeeded("a", 2400, 0)
+    assert refresher.failed("a", 1200) == 5
+    refresher.cancel("a")
+    assert refresher.due_in("a") is None
+    assert refresher.failed("a", 1200) == 5
+
+
+async def test_what_is_due_is_refreshed_and_what_is_cancelled_is_not() -> None:
+    refreshed: list[str] = []
+
+    async def refresh(name: str) -> None:
+        refreshed.append(name)
+
+    clock = HalfManualClock()
+    refresher = Refresher(refresh, clock)
+    refresher.succeeded("a", 2400, 0)
+    refresher.succeeded("b", 2400, 0)
+    refresher.succeeded("not yet", 4800, 0)
+    refresher.cancel("b")
+    clock.ahead += 2401
+    task = asyncio.ensure_future(refresher.run())
+    await until(lambda: bool(refreshed))
+    assert refreshed == ["a"]
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_what_a_suspend_made_overdue_goes_out_at_once_but_not_all_together() -> None:
+    under_way: set[str] = set()
+    begun: set[str] = set()
+    gate = asyncio.Event()
+
+    async def refresh(name: str) -> None:
+        begun.add(name)
+        under_way.add(name)
+        await gate.wait()
+        under_way.discard(name)
+
+    clock = HalfManualClock()
+    refresher = Refresher(refresh, clock)
+    for number in range(100):
+        refresher.succeeded(str(number), 2400, 0)
+    clock.stepped += 7200  # the wall clock went on while the machine slept
+    task = asyncio.ensure_future(refresher.run())
+    await until(lambda: len(begun) == LIMIT)
+    assert len(under_way) == LIMIT
+    gate.set()
+    await until(lambda: len(begun) == 100)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
