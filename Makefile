@@ -29,7 +29,7 @@ serve: $(STAMP) ## serve the sample artifacts on this machine
 	@$(BIN)/plasm-dht serve --artifacts docs/examples/artifacts --host 127.0.0.1 --http-host 127.0.0.1 --state-dir build/serve
 
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(STAMP) ## ruff, and whether the format is right
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from plasm_dht.dht.publish import Publication as Publication
+    from plasm_dht.dht.intent import Publication as Publication
     from plasm_dht.dht.server import PlasmServer as PlasmServer
     from plasm_dht.dht.storage import RecordStorage as RecordStorage
     from plasm_dht.errors import PlasmError as PlasmError
@@ -15,7 +15,7 @@ _HOMES = {
     "Identity": "plasm_dht.identity",
     "PlasmError": "plasm_dht.errors",
     "PlasmServer": "plasm_dht.dht.server",
-    "Publication": "plasm_dht.dht.publish",
+    "Publication": "plasm_dht.dht.intent",
     "Record": "plasm_dht.record",
     "RecordStorage": "plasm_dht.dht.storage",
 }

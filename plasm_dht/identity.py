@@ -87,10 +87,11 @@ class Identity:
         identity = cls.generate()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise IdentityError(f"folder {path.parent} of the key file cannot be made: {error.strerror}") from None
+        try:
             identity._write(path, replace=replace)
         except FileExistsError:
-            if replace:
-                raise
             raise IdentityError(f"key file {path} exists: name another one, or say that it may be replaced") from None
         except OSError as error:
             raise IdentityError(f"key file {path} cannot be written: {error.strerror}") from None

@@ -39,6 +39,7 @@ LAYERS: dict[str, float] = {
     "plasm_dht.dht": 0,  # packages that only say what they are for
     "plasm_dht.provider": 0,
     "plasm_dht.dht.due": 3,  # what refresh and replicate share
+    "plasm_dht.dht.intent": 4,  # what a publisher means, and whom it has told
     "plasm_dht.dht.publish": 5,  # what a publisher owes its holders
     "plasm_dht.dht.membership": 5,  # whom a node knows: joining, upkeep
     "plasm_dht.dht.ids": 2,  # ids and addresses of nodes

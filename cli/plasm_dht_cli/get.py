@@ -1,5 +1,6 @@
 """`plasm-dht get`: find the newest manifest of a channel and architecture."""
 
+import contextlib
 import json
 import logging
 from typing import TYPE_CHECKING, Annotated
@@ -97,7 +98,7 @@ async def _get(
     # the id of a caller that will not stay: nobody puts it in a table
     async with PlasmServer(node_id=bytes(20)) as server:
         await server.listen(0, _interface(settings))
-        found, answered = await _search(server, target, settings, for_attempt=for_attempt, for_all=for_all)
+        found, answered = await _search(server, target, settings, for_attempt=for_attempt, for_all=for_all, every=every)
         now = server.now()
     trusted = settings.trust.publishers
     for record, pointer in found if every else found[:1]:
@@ -114,7 +115,7 @@ async def _get(
 
 
 async def _search(
-    server: "PlasmServer", target: str, settings: "Settings", *, for_attempt: float, for_all: float
+    server: "PlasmServer", target: str, settings: "Settings", *, for_attempt: float, for_all: float, every: bool
 ) -> "tuple[list[tuple[Record, Pointer]], bool]":
     """What was found, freshest first, and whether any node answered."""
     import asyncio
@@ -125,7 +126,7 @@ async def _search(
     answered = False
     while True:
         until = min(loop.time() + for_attempt, deadline)
-        records, some_answered = await _attempt(server, target, settings, until)
+        records, some_answered = await _attempt(server, target, settings, until, every=every)
         answered = answered or some_answered
         found = _usable(records)
         left = deadline - loop.time()
@@ -138,7 +139,7 @@ async def _search(
 
 
 async def _attempt(
-    server: "PlasmServer", target: str, settings: "Settings", until: float
+    server: "PlasmServer", target: str, settings: "Settings", until: float, *, every: bool
 ) -> "tuple[list[Record], bool]":
     """The live records that one attempt finds before the loop's time `until`, and whether any node answered."""
     import asyncio
@@ -158,11 +159,30 @@ async def _attempt(
             return [], False
         trust = settings.trust.publishers or None
         async with asyncio.timeout_at(until + GRACE):
-            return await server.get_records(record_name(target), trust=trust, timeout=until - loop.time()), True
+            return await _read(server, record_name(target), trust, until, every=every), True
     except TimeoutError:
         return [], True
     finally:
         joining.cancel()
+
+
+async def _read(
+    server: "PlasmServer", name: str, trust: "Sequence[str] | None", until: float, *, every: bool
+) -> "list[Record]":
+    """The freshest record, at a quorum; every holder's records if asked for, or if the freshest is no pointer."""
+    import asyncio
+
+    from plasm_dht.provider.manifest import Pointer
+
+    loop = asyncio.get_running_loop()
+    if not every:
+        record = await server.get_record(name, trust=trust, timeout=until - loop.time())
+        if record is None:
+            return []
+        with contextlib.suppress(VerificationError):
+            Pointer.decode(record.value)
+            return [record]
+    return await server.get_records(name, trust=trust, timeout=until - loop.time())
 
 
 def _usable(records: "Sequence[Record]") -> "list[tuple[Record, Pointer]]":

@@ -27,6 +27,9 @@ LOOKUP_TIMEOUT = 10.0
 # each nearer than the last, stops here.
 MAX_CANDIDATES = 20
 MAX_ASKED = 10
+# A responder that has been slow for this long (s) holds up no reader that has a live record from all the others: in a
+# network of two or three nodes, where no quorum can be reached, one that has just died would cost two seconds.
+SILENCE = 0.25
 # Envelopes that one responder is asked for: the publishers that a holder keeps a key (storage.MAX_PUBLISHERS).
 MAX_ENVELOPES = 32
 
@@ -50,13 +53,25 @@ class Asker(Protocol):
 class Candidate:
     """A node that a lookup may ask, ordered by its distance to the target."""
 
-    __slots__ = ("answered", "asked", "contact", "distance", "envelopes", "failed", "shown", "slow", "stale", "timer")
+    __slots__ = (
+        "answered",
+        "asked",
+        "contact",
+        "distance",
+        "envelopes",
+        "failed",
+        "shown",
+        "silent",
+        "slow",
+        "stale",
+        "timer",
+    )
 
     def __init__(self, contact: Contact, distance: int, *, stale: bool) -> None:
         self.contact = contact
         self.distance = distance
         self.stale = stale
-        self.asked = self.answered = self.failed = self.slow = False
+        self.asked = self.answered = self.failed = self.slow = self.silent = False
         # By publisher what it holds, of what we could verify.
         self.envelopes: dict[bytes, Record] = {}
         self.shown = 0  # envelopes, those that we could not verify too
@@ -190,7 +205,13 @@ class NodeLookup:
     def _be_slow(self, candidate: Candidate) -> None:
         """Do not wait for this one only: its place in flight is free for the next."""
         candidate.slow = True
+        candidate.timer = asyncio.get_running_loop().call_later(SILENCE, self._be_silent, candidate)
         self._in_flight -= 1
+        self._advance()
+
+    def _be_silent(self, candidate: Candidate) -> None:
+        """Whoever has enough without this one need not wait for it."""
+        candidate.silent = True
         self._advance()
 
     def _receive(self, candidate: Candidate, outcome: Outcome) -> None:
@@ -218,7 +239,8 @@ class RecordLookup(NodeLookup):
     """Finds every publisher's newest record of a name under one of its keys.
 
     With a `quorum` it ends as soon as that many holders agree on the freshest live record of a publisher in `trust`
-    (anybody when empty); without one it asks all of the k closest for all that they hold.
+    (anybody when empty), or when it has a live record and nobody but the silent is left to answer; without one it asks
+    all of the k closest for all that they hold.
     """
 
     def __init__(
@@ -285,7 +307,7 @@ class RecordLookup(NodeLookup):
         return pairs[: self.k]
 
     def is_done(self) -> bool:
-        """Whether a quorum agrees on the freshest live record."""
+        """Whether a quorum agrees on the freshest live record, or all but the silent have answered and there is one."""
         if self.quorum is None:
             return False
         live = self.live()
@@ -293,7 +315,9 @@ class RecordLookup(NodeLookup):
             return False
         newest = live[0]
         shown = (each.envelopes.get(newest.public_key) for each in [self.own, *self._candidates])
-        return sum(record is not None and record.rank == newest.rank for record in shown) >= self.quorum
+        if sum(record is not None and record.rank == newest.rank for record in shown) >= self.quorum:
+            return True
+        return all(candidate.answered or candidate.silent for candidate in self._window())
 
     def query(self, candidate: Candidate) -> "asyncio.Future[Outcome]":
         """Ask for what it holds beyond what it has shown."""

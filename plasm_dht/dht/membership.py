@@ -98,9 +98,17 @@ class Membership:
 
     async def _join(self) -> list[Contact]:
         router = self._protocol.router
-        resolved = await asyncio.gather(*(self._resolve(host, port) for host, port in self._addresses))
         self._asked_at = self._clock.monotonic()
-        await asyncio.gather(*(self._ping(named, each) for named, addresses in resolved for each in addresses))
+        reaching = [asyncio.ensure_future(self._reach(named)) for named in list(self._addresses)]
+        try:
+            for reached in asyncio.as_completed(reaching):
+                await reached
+                if self._is_transient and router.live_count:
+                    break  # whoever only asks needs one that answers, and no dead one must hold it up
+        finally:
+            for each in reaching:
+                each.cancel()
+            await asyncio.gather(*reaching, return_exceptions=True)
         if self._is_transient or not router.live_count:
             return router.live()
         for _ in range(JOIN_ATTEMPTS):
@@ -108,29 +116,26 @@ class Membership:
                 break
         return neighbours
 
-    async def _ping(self, named: Address, address: Address) -> None:
-        """Ping a bootstrap node; one that turns out to be this node is asked no more."""
-        answered, node_id = await self._protocol.ping_address(address)
-        if (
-            answered
-            and node_id == self._protocol.source_node.id
-            and not self._is_transient
-            and named in self._addresses
-        ):
-            self._addresses.remove(named)
+    async def _reach(self, named: Address) -> None:
+        """Ping a bootstrap node at all of its addresses; one that turns out to be this node is asked no more."""
+        own = self._protocol.source_node.id
+        # shielded, since others may wait for the same ping
+        pings = [asyncio.shield(self._protocol.ping_address(address)) for address in await self._resolve(*named)]
+        for answered, node_id in await asyncio.gather(*pings):
+            if answered and node_id == own and not self._is_transient and named in self._addresses:
+                self._addresses.remove(named)
 
-    async def _resolve(self, host: str, port: int) -> tuple[Address, list[Address]]:
-        """The (host, port) as it was named, and its addresses."""
+    async def _resolve(self, host: str, port: int) -> list[Address]:
         if ids.is_reachable(host):  # an IP address goes to no resolver
-            return (host, port), [(host, port)]
+            return [(host, port)]
         own = self._protocol.transport.get_extra_info("sockname")[0]
         family = socket.AF_INET6 if ":" in own else socket.AF_INET
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
         except (OSError, UnicodeError) as error:
             log.warning("bootstrap host %r has no address: %s", host, error)
-            return (host, port), []
-        return (host, port), [(str(sockaddr[0]), port) for *_, sockaddr in found]
+            return []
+        return [(str(sockaddr[0]), port) for *_, sockaddr in found]
 
     async def _find_nodes(self, key: bytes) -> list[Contact]:
         return await NodeLookup(self._protocol, key, k=self._k, alpha=self._alpha).run()
@@ -161,7 +166,11 @@ class Membership:
         router = self._protocol.router
         router.expire_stale()
         now = self._clock.monotonic()
-        if router.live_count < self._k and now - self._revived_at >= ASK_AGAIN_FEW:
+        few = router.live_count < self._k
+        quiet = min(router.live(), key=lambda contact: contact.heard_at, default=None) if few else None
+        if quiet is not None and now - quiet.heard_at >= UPKEEP:
+            self._protocol.call_ping(quiet)  # in a small network nobody else finds out that it has died
+        if few and now - self._revived_at >= ASK_AGAIN_FEW:
             self._revived_at = now
             for contact in router.closest(self._protocol.source_node.long_id, REVIVALS, stale=True):
                 self._protocol.call_ping(contact)

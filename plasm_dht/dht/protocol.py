@@ -63,7 +63,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         *,
         clock: Clock,
         rate_limit: float | None,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        spawn: Callable[[Coroutine[Any, Any, None]], bool],
         on_contact: Callable[[Contact], None],
     ) -> None:
         super().__init__(source_node, storage, ksize)
@@ -140,7 +140,9 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
                 result.close()
                 return
             self._deferred.add(message_id)
-            self._spawn(self._answer_later(message_id, sender, result))
+            if not self._spawn(self._answer_later(message_id, sender, result)):
+                self._deferred.discard(message_id)
+                result.close()
         else:
             self._send(wire.encode_response(message_id, result), sender)
 

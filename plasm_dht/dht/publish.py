@@ -7,14 +7,13 @@ it, so that whatever overlaps (a refresh, a change, a withdrawal) the highest `s
 
 import asyncio
 import logging
-from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from plasm_dht.clock import Clock, network_time
 from plasm_dht.dht import wire
 from plasm_dht.dht.due import DueQueue
 from plasm_dht.dht.ids import Address
+from plasm_dht.dht.intent import Holder, Intent, Publication, Round
 from plasm_dht.dht.lookup import NodeLookup, RecordLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
@@ -37,76 +36,8 @@ PUSH_AFTER = 0.3
 LEAST_TOMBSTONE = 1000
 # Records that are being published at once: thousands of them at one moment would run into the holders' rate limits.
 ROUNDS_AT_ONCE = 64
-# Sequence numbers of ours that are remembered, to tell them from another node's with the same key.
-SIGNED_REMEMBERED = 16
 # Pushes and owed stores under way at once.
 LIMIT = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """The receipt of a publish.
-
-    Attributes:
-        name: what was published.
-        seq: the record's sequence number.
-        expires_at: Unix ms.
-        stored: how many other nodes acknowledged it, under either key; 0 when it is only kept locally so far.
-        refused: how many refused it, by reason.
-    """
-
-    name: str
-    seq: int
-    expires_at: int
-    stored: int
-    refused: dict[str, int]
-
-
-@dataclass(slots=True)
-class Holder:
-    """A node that acknowledged the record of this `seq`, and may have it alive until `until` (Unix ms)."""
-
-    contact: Contact
-    seq: int
-    until: int
-
-
-@dataclass(slots=True)
-class Intent:
-    """What this node means to say about one name, and who has been told."""
-
-    name: str
-    value: Value = b""
-    ttl: float = 0.0
-    withdrawn: bool = True
-    kept_alive: bool = False
-    # Whether the network was asked what this identity has published there before.
-    continued: bool = False
-    last_seq: int = 0
-    # When the last record was signed, in seconds of `Clock.elapsed`: its refresh is due so long after.
-    signed_at: float = 0.0
-    signed: deque[int] = field(default_factory=lambda: deque(maxlen=SIGNED_REMEMBERED))
-    # The latest end of life that was ever signed (Unix ms): a tombstone lives as long.
-    latest_end: int = 0
-    # The end of life (Unix ms) of the last record that enough holders acknowledged.
-    acknowledged_end: int = 0
-    record: Record | None = None
-    stored: int = 0
-    holders: dict[bytes, dict[Address, Holder]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Round:
-    """What came of storing one signed record."""
-
-    record: Record
-    enough: bool = True
-    answered: int = 0
-    told: set[Address] = field(default_factory=set)
-    refused: Counter[str] = field(default_factory=Counter)
-    samples: list[int] = field(default_factory=list)
-    mistimed: list[int] = field(default_factory=list)
-    newer: list[bytes] = field(default_factory=list)
 
 
 Owed = tuple[str, bytes, Address]  # name, key, holder
@@ -146,7 +77,12 @@ class Publisher:
         """Say from now on `value` about the name, for `ttl` seconds at a time."""
         intent = self.intents.setdefault(name, Intent(name))
         intent.value, intent.ttl, intent.withdrawn, intent.kept_alive = value, ttl, False, keep_alive
-        return await self._settle(intent, owed=True)
+        try:
+            return await self._settle(intent, owed=True)
+        except asyncio.CancelledError:  # whoever waited gave up, but what was said is still to be kept alive
+            if keep_alive and intent.record is not None:
+                self._on_round(intent, False, 0.0)
+            raise
 
     async def refresh(self, name: str) -> None:
         """Sign and publish anew what is said about the name."""
@@ -160,11 +96,20 @@ class Publisher:
         intent.kept_alive = False
         if not intent.continued:
             await self._look_up(intent)
+        if intent.kept_alive:
+            return None  # published again meanwhile
         if intent.latest_end <= self._clock.now():
             self._forget(intent)
             return None
         intent.value, intent.withdrawn = b"", True
         return await self._settle(intent, owed=True)
+
+    def has_told(self, name: str) -> bool:
+        """Whether another node acknowledged what is said about the name now, or there is nobody to tell."""
+        intent = self.intents.get(name)
+        if intent is None or intent.record is None or len(self._protocol.router) == 0:
+            return True
+        return any(self._acknowledged(intent, key, intent.record) for key in intent.holders)
 
     def on_contact(self) -> None:
         """A neighbour appeared: push what nobody else holds."""
@@ -388,6 +333,8 @@ class Publisher:
         intent = self.intents.get(name)
         record = intent.record if intent is not None else None
         if holder is None or intent is None or record is None or holder.until <= self._clock.now():
+            return
+        if address in self._acknowledged(intent, key, record):
             return
         outcome = Round(record)
         self._tally(

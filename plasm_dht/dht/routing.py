@@ -52,6 +52,7 @@ class Contact(Node):  # type: ignore[misc]  # the base library has no types
         super().__init__(node_id, ip, port)
         self.missed = 0
         self.missed_since = 0.0
+        self.heard_at = 0.0
 
         self.address: Address = (ip, port)
         self.named = NodeTuple(node_id, ip, port)
@@ -175,12 +176,14 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
             # An id that moved is followed once its old address has stopped to answer.
             if known.address == (node.ip, node.port):
                 self._set_missed(known, 0)
+                known.heard_at = self.clock.monotonic()
             return False
         contact = node if isinstance(node, Contact) else Contact(node.id, node.ip, node.port)
         contact.missed = 0
+        contact.heard_at = self.clock.monotonic()
         for replaced in (known, self._by_address.get(contact.address)):  # one address is one node
             if replaced is not None:
-                self._drop(replaced, promote=False)
+                self._drop(replaced, promote=self.get_bucket_for(replaced) != self.get_bucket_for(contact))
         return self._place(contact)
 
     def remove_contact(self, node: Node) -> None:

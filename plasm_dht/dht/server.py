@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from kademlia.network import Server
@@ -15,41 +14,27 @@ from kademlia.network import Server
 from plasm_dht.clock import Clock
 from plasm_dht.dht import ids
 from plasm_dht.dht.ids import Address
+from plasm_dht.dht.intent import Intent, Publication, Standing
 from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, RecordLookup
 from plasm_dht.dht.membership import Membership
 from plasm_dht.dht.protocol import PlasmProtocol
-from plasm_dht.dht.publish import Intent, Publication, Publisher
-from plasm_dht.dht.refresh import Refresher
+from plasm_dht.dht.publish import Publisher
+from plasm_dht.dht.refresh import REFRESH_AT, Refresher, check_life
 from plasm_dht.dht.replicate import Replicator
 from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.storage import DEFAULT_MAX_BYTES, DEFAULT_MAX_RECORDS, DEFAULT_MAX_TTL, RecordStorage
-from plasm_dht.errors import ConfigError, IdentityError, ListenError
+from plasm_dht.errors import ConfigError, IdentityError, ListenError, PlasmError
 from plasm_dht.identity import Identity, parse_publisher_id
 from plasm_dht.record import Record, Value, bound_key, check_name, check_value, freshest_first, shared_key, sign
 
 log = logging.getLogger(__name__)
 _Room = TypeVar("_Room")
 
-# Part of the TTL after which a record is refreshed.
-REFRESH_AT = 2 / 3
 DEFAULT_TTL = 3600
 # A clean stop withdraws what it can in this time (s).
 WITHDRAW_WITHIN = 3.0
 # Records that one slice of forgetting looks at.
 FORGET_SLICE = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How a record that is kept alive stands: `expires_at` in Unix ms, `refresh_in` in seconds (`None`: right now).
-
-    `holders` is how many other nodes acknowledged it when it was last published.
-    """
-
-    seq: int
-    expires_at: int
-    refresh_in: float | None
-    holders: int
 
 
 class PlasmServer(Server):  # type: ignore[misc]  # the base library has no types
@@ -94,6 +79,10 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         for name, count in {"ksize": ksize, "alpha": alpha, "quorum": quorum}.items():
             if count < 1:
                 raise ConfigError(f"{name} is {count}: it must be at least 1")
+        if rate_limit is not None and rate_limit < 1:
+            raise ConfigError(
+                f"rate_limit is {rate_limit}: it must be at least 1 request a second, or None for no limit"
+            )
         self.clock = clock or Clock()
         if storage is None:
             storage = RecordStorage(max_records=max_records, max_bytes=max_bytes, max_ttl=max_ttl)
@@ -187,9 +176,29 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         """The IP address that most of our neighbours see us at; `None` when nobody answered."""
         return await self._listening(self._membership).seen_address()
 
+    async def bootstrap_node(self, addr: Address) -> Contact | None:
+        """The node at this (ip, port), if it answers a ping."""
+        answered, node_id = await self._listening(self.protocol).ping_address(addr)
+        return Contact(node_id, *addr) if answered and ids.is_id(node_id) else None
+
     def bootstrappable_neighbors(self) -> list[Address]:
         """(ip, port) of the k closest live contacts."""
         return [contact.address for contact in self.protocol.router.closest(self.node.long_id, self.ksize)]
+
+    # -- what kademlia has and a record with a life cannot have -------------------------------------------------------
+
+    async def set_digest(self, dkey: bytes, value: object) -> bool:
+        """Refused: a record is signed for its name, so a key alone says nothing."""
+        raise PlasmError(f"key {dkey.hex()} cannot be set: a record is signed for its name, use set(name, value)")
+
+    def save_state(self, fname: str) -> None:
+        """Refused: kademlia's state file is a pickle, which runs whatever code is in it."""
+        raise PlasmError(f"state is not saved to {fname}: kademlia's state file is a pickle, bootstrap from addresses")
+
+    @classmethod
+    async def load_state(cls, fname: str, port: int, interface: str = "0.0.0.0") -> Self:  # noqa: S104
+        """Refused, as `save_state` is."""
+        raise PlasmError(f"state is not read from {fname}: kademlia's state file is a pickle, bootstrap from addresses")
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -222,8 +231,15 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
         Ends as soon as `quorum` holders agree, at the latest after `timeout` seconds with what is known by then.
         """
-        records = await self._find(key, self.quorum, trust, timeout)
-        return records[0].value if records else None
+        record = await self.get_record(key, trust=trust, timeout=timeout)
+        return record.value if record is not None else None
+
+    async def get_record(
+        self, name: str, *, trust: Sequence[str] | None = None, timeout: float | None = None
+    ) -> Record | None:
+        """As `get`, the whole record."""
+        records = await self._find(name, self.quorum, trust, timeout)
+        return records[0] if records else None
 
     async def get_records(
         self, name: str, *, trust: Sequence[str] | None = None, timeout: float | None = None
@@ -280,11 +296,14 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         if self._publisher is not None:
             self._publisher.expire()
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        if self._tasks is None or self._runner is None or self._runner.done():
-            coroutine.close()
-        else:
-            self._tasks.create_task(coroutine)
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> bool:
+        """Run it in the node's task group. False, and it is closed, when the node is stopping."""
+        if self._tasks is not None and self._runner is not None and not self._runner.done():
+            with contextlib.suppress(RuntimeError):  # the group takes no more when a part of it has failed
+                self._tasks.create_task(coroutine)
+                return True
+        coroutine.close()
+        return False
 
     def _on_contact(self, contact: Contact) -> None:
         if self._replicator is not None:
@@ -338,20 +357,15 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
     async def _withdraw_all(self) -> None:
         assert self._publisher is not None  # noqa: S101  # the caller checked
         names = [intent.name for intent in self._publisher.intents.values() if intent.kept_alive]
-        done: list[str] = []
-
-        async def withdraw(name: str) -> None:
-            await self.withdraw(name)
-            done.append(name)
-
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WITHDRAW_WITHIN), asyncio.TaskGroup() as group:
                 for name in names:
-                    group.create_task(withdraw(name))
-        except TimeoutError:
-            log.warning("%d of %d records were withdrawn in time; the others expire", len(done), len(names))
+                    group.create_task(self.withdraw(name))
+        told = sum(self._publisher.has_told(name) for name in names)
+        if told < len(names):
+            log.warning("%d of %d records were withdrawn in time; the others expire", told, len(names))
         else:
-            log.info("%d records were withdrawn", len(done))
+            log.info("%d records were withdrawn", told)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -377,16 +391,6 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
     def _lookup(self, key: bytes, quorum: int | None, trust: frozenset[bytes]) -> RecordLookup:
         return RecordLookup(self.protocol, key, k=self.ksize, alpha=self.alpha, quorum=quorum, trust=trust)
-
-
-def check_life(record_ttl: float, refresh_interval: float | None) -> None:
-    """Raise `ConfigError` for a life, or a time between two refreshes (s), that cannot be."""
-    if not 1 <= record_ttl <= DEFAULT_MAX_TTL:
-        raise ConfigError(f"record_ttl is {record_ttl}: it must be from 1 to {DEFAULT_MAX_TTL} seconds")
-    if refresh_interval is not None and not 0 < refresh_interval < record_ttl:
-        raise ConfigError(
-            f"refresh_interval is {refresh_interval}: it must be above 0 and below record_ttl, {record_ttl} seconds"
-        )
 
 
 def _report(runner: "asyncio.Task[None]") -> None:

@@ -75,6 +75,7 @@ class Provider:
         self._problems: dict[str, str] = {}
         self._unreadable: str | None = None
         self._stack = AsyncExitStack()
+        self._http: web.Runner | None = None
         self._following: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self.dht_address: Address
@@ -88,12 +89,11 @@ class Provider:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._close)
             if not self._no_http:
                 host = self._settings.http_host
-                runner, port = await web.serve(web.create_app(self._site), host, self._settings.http_port)
-                stack.push_async_callback(runner.cleanup)
+                self._http, port = await web.serve(web.create_app(self._site), host, self._settings.http_port)
                 self.http_address = (host, port)
-            stack.push_async_callback(self._close_server)
             await self.server.listen(self._settings.dht.port, self._settings.dht.host)
             self.dht_address = self.server.address
             await stack.enter_async_context(self._watcher)
@@ -290,8 +290,10 @@ class Provider:
         self._following.cancel()
         await asyncio.gather(self._following, return_exceptions=True)
 
-    async def _close_server(self) -> None:
-        await self.server.close(withdraw=self._withdraw)
+    async def _close(self) -> None:
+        """Both at once: withdrawing may take 3 s, and a download that stalls must not add to it."""
+        cleanup = [self._http.cleanup()] if self._http is not None else []
+        await asyncio.gather(self.server.close(withdraw=self._withdraw), *cleanup)
 
 
 def _is_wildcard(host: str) -> bool:

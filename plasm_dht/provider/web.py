@@ -28,7 +28,7 @@ KEEPALIVE = 15.0
 # A client that takes nothing for this long has gone, or wants to hold the connection (s).
 STALL = 60.0
 # Downloads that are running when the provider stops get this long (s): all of a stop has 3 s.
-SHUTDOWN = 1.0
+SHUTDOWN = 0.5
 # Read in a thread, because sendfile would read a cold disk or a network share on the loop (bytes).
 _CHUNK = 256 * 1024
 _HEADERS = {
@@ -85,7 +85,10 @@ def create_app(site: Site) -> web.Application:
     return app
 
 
-async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
+Runner = web.AppRunner
+
+
+async def serve(app: web.Application, host: str, port: int) -> tuple[Runner, int]:
     """Serves the application; `port` 0 picks one. Returns what `cleanup()` is called on, and the port.
 
     Raises `ListenError` when the address cannot be bound.
