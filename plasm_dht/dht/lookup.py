@@ -261,7 +261,9 @@ class RecordLookup(NodeLookup):
         self.own = Candidate(Contact(protocol.source_node.id, "", 0), 0, stale=False)
         self._verified: dict[bytes, Record | None] = {}
         self._samples: list[int] = []
-        self._learn(self.own, [holding.envelope for holding in protocol.storage.holdings(key)])
+        held = [holding.envelope for holding in protocol.storage.holdings(key)]
+        self._verified.update((envelope, decode(envelope)) for envelope in held)  # what is held was verified
+        self._learn(self.own, held)
 
     def now(self) -> int:
         """The time (Unix ms) that decides what is live: our own clock's, or the responders' when that is wrong."""

@@ -54,7 +54,8 @@ class Membership:
     async def bootstrap(self, addresses: Iterable[Address]) -> list[Contact]:
         """Join through these (host, port), and remember them. Returns the neighbours found, nearest first."""
         self._addresses = list(dict.fromkeys((str(host), int(port)) for host, port in addresses))
-        neighbours = await self._join()
+        await self._ask_bootstrap_nodes()
+        neighbours = await self._find_neighbours()
         if not self._is_transient:
             self._report()
             self._woken.set()
@@ -87,7 +88,10 @@ class Membership:
                 self._woken.clear()
                 continue
             if now >= ask_at:
-                await self._join()
+                before = self._protocol.router.live_count
+                await self._ask_bootstrap_nodes()
+                if self._protocol.router.live_count > before:
+                    await self._find_neighbours()
                 self._report()
             if now >= tidied + UPKEEP:
                 tidied = now
@@ -96,7 +100,7 @@ class Membership:
 
     # -- joining -----------------------------------------------------------------------------------------------------
 
-    async def _join(self) -> list[Contact]:
+    async def _ask_bootstrap_nodes(self) -> None:
         router = self._protocol.router
         self._asked_at = self._clock.monotonic()
         reaching = [asyncio.ensure_future(self._reach(named)) for named in list(self._addresses)]
@@ -109,6 +113,9 @@ class Membership:
             for each in reaching:
                 each.cancel()
             await asyncio.gather(*reaching, return_exceptions=True)
+
+    async def _find_neighbours(self) -> list[Contact]:
+        router = self._protocol.router
         if self._is_transient or not router.live_count:
             return router.live()
         for _ in range(JOIN_ATTEMPTS):
