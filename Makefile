@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test lint type format clean
+.PHONY: help venv serve test soak lint type format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +30,9 @@ serve: $(STAMP) ## serve the sample artifacts on this machine
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+soak: $(STAMP) ## run the long scenarios on the virtual network: minutes
+	$(BIN)/python -m pytest -m soak -s
 
 lint: $(STAMP) ## ruff, and whether the format is right
 	$(BIN)/ruff check .

@@ -155,31 +155,42 @@ class NodeLookup:
         counting = (each for each in self._candidates if not each.failed and (each.asked or not each.stale))
         return list(islice(counting, self.k))
 
-    def _next(self, window: list[Candidate]) -> Candidate | None:
-        """Whom to ask now: the nearest of the window; a stale one when all of the window have answered."""
-        for candidate in window:
-            if not candidate.asked:
-                return candidate
-        if self._stale_asked >= self._stale_limit or not all(each.answered or each.stale for each in window):
-            return None
-        nearer = window[-1].distance if len(window) == self.k else None
+    def _next(self) -> tuple[Candidate | None, bool]:
+        """Whom to ask now, the nearest of the window or at last a stale one; and whether all of it have answered."""
+        stale: Candidate | None = None
+        answered = only_stale_waited_for = True
+        counted = 0
         for candidate in self._candidates:
-            if candidate.stale and not candidate.asked and (nearer is None or candidate.distance < nearer):
-                return candidate
-        return None
+            if candidate.failed:
+                continue
+            if not candidate.asked:
+                if not candidate.stale:
+                    return candidate, False
+                stale = stale or candidate
+                continue
+            if not candidate.answered:
+                answered = False
+                only_stale_waited_for = only_stale_waited_for and candidate.stale
+            counted += 1
+            if counted == self.k:
+                break
+        if only_stale_waited_for and self._stale_asked < self._stale_limit:
+            return stale, answered
+        return None, answered
 
     def _advance(self) -> None:
         if self._finished is None or self._finished.done():
             return
-        while not (done := self.is_done()) and self._in_flight < self.alpha and self._asked < MAX_ASKED * self.k:
-            candidate = self._next(self._window())
-            if candidate is None:
+        complete = False
+        while not (done := self.is_done()):
+            candidate, complete = self._next()
+            if candidate is None or self._in_flight >= self.alpha or self._asked >= MAX_ASKED * self.k:
                 break
             candidate.asked = True
             self._asked += 1
             self._stale_asked += candidate.stale
             self._ask(candidate)
-        if done or self._awaited == 0 or all(candidate.answered for candidate in self._window()):
+        if done or self._awaited == 0 or (complete and candidate is None):
             if self._awaited == 0 and self._try_again():
                 self._advance()
             else:

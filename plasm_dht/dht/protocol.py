@@ -12,6 +12,7 @@ from typing import Any
 
 from kademlia.node import Node
 from kademlia.protocol import KademliaProtocol
+from rpcudp.protocol import RPCProtocol
 
 from plasm_dht.clock import Clock
 from plasm_dht.dht import ids, wire
@@ -66,7 +67,10 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         spawn: Callable[[Coroutine[Any, Any, None]], bool],
         on_contact: Callable[[Contact], None],
     ) -> None:
-        super().__init__(source_node, storage, ksize)
+        # Not KademliaProtocol's own: it would make a routing table that ages by the system's clock.
+        RPCProtocol.__init__(self)
+        self.source_node = source_node
+        self.storage = storage
         self.router = PlasmRoutingTable(self, ksize, source_node, clock)
         self.ksize = ksize
         self.clock = clock
@@ -184,7 +188,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
             return None
         self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
         nodes = self._nearest(key, sender)  # type: ignore[arg-type]  # checked
-        held = self.storage.holdings(key)
+        held = self.storage.holdings(key)  # type: ignore[arg-type]  # checked
         if not held:
             return wire.nodes_reply(nodes)
         return wire.found_reply([holding.envelope for holding in held], nodes, self.clock.wall(), skip)
@@ -194,11 +198,11 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         if not (ids.is_id(node_id) and ids.is_id(key)):
             return None
         self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
-        checked = self.storage.check(key, envelope)
+        checked = self.storage.check(key, envelope)  # type: ignore[arg-type]  # checked
         if isinstance(checked, Verdict):
             return self._verdict(checked)
         if self._verified.has(sender, self.clock.monotonic()):
-            return self._verdict(self.storage.admit(key, checked))
+            return self._verdict(self.storage.admit(key, checked))  # type: ignore[arg-type]  # checked
         return self._store_after_ping(sender, key, checked)  # type: ignore[arg-type]  # checked
 
     async def _store_after_ping(self, sender: Address, key: bytes, record: Record) -> dict[str, object]:

@@ -211,6 +211,8 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def closest(self, key: int, k: int, *, stale: bool = False) -> list[Contact]:
         """Exactly the k contacts of the smallest XOR distance to the key, nearest first; `stale`: only stale ones."""
+        if stale and not self._stale_count:
+            return []
         found: list[Contact] = []
         self._collect(key, k, stale, 0, len(self._ids), ID_BYTES * 8 - 1, found)
         return found[:k]
@@ -245,8 +247,8 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
             if len(found) >= k:
                 return
             low, high = far
-        nearest = sorted(ids[low:high], key=key.__xor__)
-        found.extend(contact for each in nearest if (contact := self._by_id[each]).is_stale is stale)
+        nearest = [self._by_id[each] for each in sorted(ids[low:high], key=key.__xor__)]
+        found.extend(nearest if not self._stale_count else [each for each in nearest if each.is_stale is stale])
 
     def _set_missed(self, contact: Contact, missed: int) -> None:
         """Count the missed answers of a contact in the table."""

@@ -159,6 +159,8 @@ def found_reply(envelopes: Sequence[bytes], nodes: Iterable[NodeTuple], now: int
 
 def _fitting(items: Sequence[_T], size: Callable[[_T], int], room: int) -> list[_T]:
     """The first items whose encodings fit `room` bytes together."""
+    if sum(map(size, items)) <= room:
+        return list(items)
     for count, item in enumerate(items):
         room -= size(item)
         if room < 0:
