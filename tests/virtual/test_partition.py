@@ -40,14 +40,18 @@ async def test_while_its_publisher_lives_everybody_has_the_newest_within_90_s_of
     network: Network, cut_for: int, ttl: int
 ) -> None:
     nodes, publisher, cut_off = await start(network, ttl)
-    network.partition([node.host for node in cut_off])
+    joining = [network.host(), network.host()]
+    network.partition([*(node.host for node in cut_off), *joining])
     changed = await publisher.publish(CHANGED, b"new")
     withdrawn = await publisher.withdraw(WITHDRAWN)
+    for host in joining:  # are handed the old ones on their side; the publisher does not know them
+        await nodes.start([cut_off[0]], host=host)
     await asyncio.sleep(cut_for)
+    assert all(node.seqs(CHANGED, AUTHOR) for node in nodes.nodes[31:]), "newcomers are handed what they should hold"
     assert await found_by(cut_off[:3], CHANGED) == {b"old"}, "the cut has to cut"
     network.heal()
     await asyncio.sleep(90)
-    everybody = nodes.nodes[:30]
+    everybody = [node for node in nodes.nodes if node is not publisher]
     assert not stale_holders(everybody, CHANGED, changed.seq)
     assert not stale_holders(everybody, WITHDRAWN, withdrawn.seq)
     for _ in range(5):
