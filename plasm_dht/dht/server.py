@@ -357,6 +357,8 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
     async def _withdraw_all(self) -> None:
         assert self._publisher is not None  # noqa: S101  # the caller checked
         names = [intent.name for intent in self._publisher.intents.values() if intent.kept_alive]
+        if not names:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WITHDRAW_WITHIN), asyncio.TaskGroup() as group:
                 for name in names:

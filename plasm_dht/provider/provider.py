@@ -90,6 +90,7 @@ class Provider:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close)
+            await asyncio.to_thread(self._scanner.scan, set())  # a wrong folder is said before any port is bound
             if not self._no_http:
                 host = self._settings.http_host
                 self._http, port = await web.serve(web.create_app(self._site), host, self._settings.http_port)
