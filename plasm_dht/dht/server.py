@@ -318,8 +318,12 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         if enough:
             self._refresher.succeeded(intent.name, intent.ttl * self.refresh_interval / self.record_ttl, took)
             return
-        end = intent.acknowledged_end or (intent.record.expires_at if intent.record else 0)
-        left = (end - self.clock.now()) / 1000
+        # Of what holders know; once that is over, of what this node itself still shows whoever asks it.
+        now = self.clock.now()
+        end = intent.acknowledged_end
+        if end <= now and intent.record is not None:
+            end = intent.record.expires_at
+        left = (end - now) / 1000
         delay = self._refresher.failed(intent.name, left)
         log.warning(
             "%r was not refreshed: too few holders acknowledged it; what is held expires in %.0f s; next try in %.1f s",

@@ -85,6 +85,19 @@ async def test_the_only_bootstrap_node_may_restart(network: Network) -> None:
     assert await everywhere([again, newcomer, reader], lambda node: node.get(NAME)) == [b"v1"] * 3
 
 
+async def test_a_publisher_whose_neighbours_have_all_died_still_shows_its_record_to_whoever_asks_it(
+    network: Network,
+) -> None:
+    nodes = Nodes(network)
+    publisher = await nodes.start(identity=identity(1), record_ttl=30)
+    neighbour = await nodes.start([publisher])
+    await publisher.publish(NAME, b"v1")
+    neighbour.kill()
+    for _ in range(600):
+        await asyncio.sleep(1)
+        assert await publisher.get(NAME) == b"v1"
+
+
 async def test_whoever_starts_before_its_bootstrap_node_joins_when_it_comes(network: Network) -> None:
     nodes = Nodes(network)
     host = network.host()
