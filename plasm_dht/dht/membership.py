@@ -14,6 +14,7 @@ from plasm_dht.dht.ids import Address
 from plasm_dht.dht.lookup import NodeLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
+from plasm_dht.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +24,22 @@ UPKEEP = 60.0
 RETRY_FIRST, RETRY_LONGEST = 1.0, 60.0
 # The bootstrap addresses are asked again this often: with fewer than k live contacts, and with k (s).
 ASK_AGAIN_FEW, ASK_AGAIN = 300.0, 3600.0
+# A resolver that hangs holds up nobody longer than this (s).
+RESOLVE_WITHIN = 3.0
 # Attempts to find neighbours through a bootstrap node that answered: on a bad link a lookup through one contact fails.
 JOIN_ATTEMPTS = 3
 # Stale contacts that are pinged every `ASK_AGAIN_FEW` s while few are live, so that a healed link is noticed.
 REVIVALS = 3
 # Neighbours that are asked which address of ours they see.
 STUN_NEIGHBOURS = 8
+
+
+def check_address(address: Address) -> Address:
+    """The (host, port) itself. Raises `ConfigError` for a port that cannot be."""
+    host, port = address
+    if type(port) is not int or not 0 < port < 65536:
+        raise ConfigError(f"port {port!r} of {host!r} must be an integer from 1 to 65535")
+    return str(host), port
 
 
 class Membership:
@@ -53,7 +64,7 @@ class Membership:
 
     async def bootstrap(self, addresses: Iterable[Address]) -> list[Contact]:
         """Join through these (host, port), and remember them. Returns the neighbours found, nearest first."""
-        self._addresses = list(dict.fromkeys((str(host), int(port)) for host, port in addresses))
+        self._addresses = list(dict.fromkeys([*self._addresses, *addresses]))
         await self._ask_bootstrap_nodes()
         neighbours = await self._find_neighbours()
         if not self._is_transient:
@@ -124,13 +135,14 @@ class Membership:
         return neighbours
 
     async def _reach(self, named: Address) -> None:
-        """Ping a bootstrap node at all of its addresses; one that turns out to be this node is asked no more."""
+        """Ping a bootstrap node at all of its addresses; a name that means nobody but this node is asked no more."""
         own = self._protocol.source_node.id
         # shielded, since others may wait for the same ping
         pings = [asyncio.shield(self._protocol.ping_address(address)) for address in await self._resolve(*named)]
-        for answered, node_id in await asyncio.gather(*pings):
-            if answered and node_id == own and not self._is_transient and named in self._addresses:
-                self._addresses.remove(named)
+        answers = await asyncio.gather(*pings)
+        only_own = bool(answers) and all(answered and node_id == own for answered, node_id in answers)
+        if only_own and not self._is_transient and named in self._addresses:
+            self._addresses.remove(named)
 
     async def _resolve(self, host: str, port: int) -> list[Address]:
         if ids.is_reachable(host):  # an IP address goes to no resolver
@@ -138,7 +150,11 @@ class Membership:
         own = self._protocol.transport.get_extra_info("sockname")[0]
         family = socket.AF_INET6 if ":" in own else socket.AF_INET
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
+            async with asyncio.timeout(RESOLVE_WITHIN):
+                found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
+        except TimeoutError:
+            log.warning("bootstrap host %r: no answer about its address in %.0f s", host, RESOLVE_WITHIN)
+            return []
         except (OSError, UnicodeError) as error:
             log.warning("bootstrap host %r has no address: %s", host, error)
             return []

@@ -17,6 +17,7 @@ from plasm_dht.dht.intent import Holder, Intent, Publication, Round
 from plasm_dht.dht.lookup import NodeLookup, RecordLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
+from plasm_dht.dht.storage import DEFAULT_MAX_TTL
 from plasm_dht.dht.wire import Outcome
 from plasm_dht.errors import RecordError
 from plasm_dht.identity import Identity
@@ -80,7 +81,7 @@ class Publisher:
         try:
             return await self._settle(intent, owed=True)
         except asyncio.CancelledError:  # whoever waited gave up, but what was said is still to be kept alive
-            if keep_alive and intent.record is not None:
+            if keep_alive:
                 self._on_round(intent, False, 0.0)
             raise
 
@@ -93,15 +94,15 @@ class Publisher:
     async def withdraw(self, name: str) -> Publication | None:
         """Take back what this identity says about the name; `None` when nothing of it is alive."""
         intent = self.intents.setdefault(name, Intent(name))
-        intent.kept_alive = False
+        # Before anything is awaited: a publish that has not signed yet then signs what is meant now.
+        intent.value, intent.withdrawn, intent.kept_alive = b"", True, False
         if not intent.continued:
             await self._look_up(intent)
-        if intent.kept_alive:
+        if not intent.withdrawn:
             return None  # published again meanwhile
         if intent.latest_end <= self._clock.now():
             self._forget(intent)
             return None
-        intent.value, intent.withdrawn = b"", True
         return await self._settle(intent, owed=True)
 
     def has_told(self, name: str) -> bool:
@@ -196,14 +197,16 @@ class Publisher:
     def _sign(self, intent: Intent) -> Record:
         now = self._clock.now()
         end = now + int(intent.ttl * 1000)
+        issued_at = now
         if intent.withdrawn:
             end = max(intent.latest_end, now + LEAST_TOMBSTONE)
+            issued_at = max(now, end - DEFAULT_MAX_TTL * 1000)  # no longer than holders accept, if our clock went back
         record = sign(
             self._identity,
             intent.name,
             intent.value,
             seq=max(intent.last_seq + 1, now),
-            issued_at=now,
+            issued_at=issued_at,
             expires_at=end,
             withdrawn=intent.withdrawn,
         )

@@ -20,10 +20,14 @@ RETRY_LEAST = 0.2
 LIMIT = 16
 
 
-def check_life(record_ttl: float, refresh_interval: float | None) -> None:
+def check_life(record_ttl: float, refresh_interval: float | None, *, what: str = "record_ttl") -> None:
     """Raise `ConfigError` for a life, or a time between two refreshes (s), that cannot be."""
-    if not 1 <= record_ttl <= DEFAULT_MAX_TTL:
-        raise ConfigError(f"record_ttl is {record_ttl}: it must be from 1 to {DEFAULT_MAX_TTL} seconds")
+    if (
+        isinstance(record_ttl, bool)
+        or not isinstance(record_ttl, int | float)
+        or not 1 <= record_ttl <= DEFAULT_MAX_TTL
+    ):
+        raise ConfigError(f"{what} is {record_ttl!r}: it must be from 1 to {DEFAULT_MAX_TTL} seconds")
     if refresh_interval is not None and not 0 < refresh_interval < record_ttl:
         raise ConfigError(
             f"refresh_interval is {refresh_interval}: it must be above 0 and below record_ttl, {record_ttl} seconds"

@@ -16,7 +16,7 @@ from plasm_dht.dht import ids
 from plasm_dht.dht.ids import Address
 from plasm_dht.dht.intent import Intent, Publication, Standing
 from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, RecordLookup
-from plasm_dht.dht.membership import Membership
+from plasm_dht.dht.membership import Membership, check_address
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.publish import Publisher
 from plasm_dht.dht.refresh import REFRESH_AT, Refresher, check_life
@@ -76,13 +76,15 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         check_life(record_ttl, refresh_interval)
         if node_id is not None and not ids.is_id(node_id):
             raise ConfigError(f"node_id is {node_id!r}: it must be 20 bytes")
-        for name, count in {"ksize": ksize, "alpha": alpha, "quorum": quorum}.items():
-            if count < 1:
-                raise ConfigError(f"{name} is {count}: it must be at least 1")
+        counts = {"ksize": ksize, "alpha": alpha, "quorum": quorum, "max_ttl": max_ttl}
+        for name, count in (counts | {"max_records": max_records, "max_bytes": max_bytes}).items():
+            if type(count) is not int or count < 1:
+                raise ConfigError(f"{name} is {count!r}: it must be an integer of at least 1")
         if rate_limit is not None and rate_limit < 1:
             raise ConfigError(
                 f"rate_limit is {rate_limit}: it must be at least 1 request a second, or None for no limit"
             )
+        self.transport: asyncio.DatagramTransport | None
         self.clock = clock or Clock()
         if storage is None:
             storage = RecordStorage(max_records=max_records, max_bytes=max_bytes, max_ttl=max_ttl)
@@ -123,6 +125,8 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
     async def listen(self, port: int, interface: str = "0.0.0.0") -> None:  # noqa: S104  # kademlia's default
         """Bind the UDP port (0 picks one) and start. Raises `ListenError`."""
+        if self.transport is not None:
+            raise ListenError("this node listens already, or has stopped: make another one")
         loop = asyncio.get_running_loop()
         try:
             endpoint = loop.create_datagram_endpoint(self._create_protocol, local_addr=(interface, port))
@@ -141,7 +145,8 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
     async def close(self, *, withdraw: bool = True) -> None:
         """Withdraw what was published, within 3 s, then stop; `withdraw=False` leaves it to expire."""
-        if withdraw and self._publisher is not None:
+        listening = self.transport is not None and not self.transport.is_closing()
+        if withdraw and self._publisher is not None and listening:
             await self._withdraw_all()
         runner, self._runner = self._runner, None
         self.stop()
@@ -159,9 +164,11 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
     async def wait_failed(self) -> None:
         """Return when the node has stopped; raise what made it stop, if something did."""
-        if self._runner is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(self._runner)
+        runner = self._runner
+        if runner is not None:
+            await asyncio.wait({runner})
+            if not runner.cancelled():
+                runner.result()
 
     # -- the network -------------------------------------------------------------------------------------------------
 
@@ -170,7 +177,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
         The addresses are remembered: while there is no neighbour they are asked again, with growing pauses.
         """
-        return await self._listening(self._membership).bootstrap(addrs)
+        return await self._listening(self._membership).bootstrap([check_address(address) for address in addrs])
 
     async def seen_address(self) -> str | None:
         """The IP address that most of our neighbours see us at; `None` when nobody answered."""
@@ -178,6 +185,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
     async def bootstrap_node(self, addr: Address) -> Contact | None:
         """The node at this (ip, port), if it answers a ping."""
+        check_address(addr)
         answered, node_id = await self._listening(self.protocol).ping_address(addr)
         return Contact(node_id, *addr) if answered and ids.is_id(node_id) else None
 
@@ -316,7 +324,8 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         if self._refresher is None:
             return
         if enough:
-            self._refresher.succeeded(intent.name, intent.ttl * self.refresh_interval / self.record_ttl, took)
+            interval = self.refresh_interval if intent.ttl == self.record_ttl else intent.ttl * REFRESH_AT
+            self._refresher.succeeded(intent.name, min(interval, self.refresh_interval), took)
             return
         # Of what holders know; once that is over, of what this node itself still shows whoever asks it.
         now = self.clock.now()
@@ -336,7 +345,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         check_name(name)
         check_value(value)
         life = self.record_ttl if ttl is None else ttl
-        check_life(life, None)
+        check_life(life, None, what="ttl")
         publisher = self._publishing()
         now = self.clock.now()
         sign(self._identity(), name, value, seq=now, issued_at=now, expires_at=now)  # what does not fit changes nothing
@@ -354,8 +363,10 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         return self._listening(self._publisher)
 
     def _listening(self, room: _Room | None) -> _Room:
-        if room is None:
-            raise ListenError("this node does not listen: call listen(port) first")
+        if room is None or self.transport is None or self.transport.is_closing():
+            raise ListenError(
+                "this node does not listen: call listen(port) first, or make another one if it has stopped"
+            )
         return room
 
     async def _withdraw_all(self) -> None:

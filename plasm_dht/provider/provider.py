@@ -76,6 +76,7 @@ class Provider:
         self._unreadable: str | None = None
         self._stack = AsyncExitStack()
         self._http: web.Runner | None = None
+        self._seen: str | None = None  # our address as neighbours saw it last
         self._following: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self.dht_address: Address
@@ -91,12 +92,12 @@ class Provider:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close)
             await asyncio.to_thread(self._scanner.scan, set())  # a wrong folder is said before any port is bound
+            await self.server.listen(self._settings.dht.port, self._settings.dht.host)
+            self.dht_address = self.server.address
             if not self._no_http:
                 host = self._settings.http_host
                 self._http, port = await web.serve(web.create_app(self._site), host, self._settings.http_port)
                 self.http_address = (host, port)
-            await self.server.listen(self._settings.dht.port, self._settings.dht.host)
-            self.dht_address = self.server.address
             await stack.enter_async_context(self._watcher)
             stack.callback(self._scanner.stop)
             scan = await asyncio.to_thread(self._scanner.scan)
@@ -164,7 +165,7 @@ class Provider:
     async def _follow(self, scan: Scan, first: asyncio.Event) -> None:
         """Publish what the scan found, then whatever changes, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            base_url = await self._base_url()
+            base_url = await self._base_url(look=True)
             await asyncio.gather(*(self._update(base_url, target, found) for target, found in scan.found.items()))
             self._note(scan, None)
             first.set()
@@ -193,7 +194,7 @@ class Provider:
             if await asyncio.to_thread(self._root.exists):
                 return  # it is there, but cannot be read just now: keep what is known
             scan = Scan()
-        base_url = await self._base_url()
+        base_url = await self._base_url(look=targets is None)
         for target, found in scan.found.items():
             self._spawn(target, found, base_url)
         self._note(scan, targets)
@@ -264,13 +265,19 @@ class Provider:
     def _url(self, target: str) -> str:
         return f"{self._urls[target].rstrip('/')}/{target}/{MANIFEST_FILE}"
 
-    async def _base_url(self) -> str:
-        """Where clients find what is served: as configured, else the address that is bound or that neighbours see."""
+    async def _base_url(self, *, look: bool) -> str:
+        """Where clients find what is served: as configured, else the address that is bound or that neighbours see.
+
+        Neighbours are asked when we `look`, and as long as none has ever answered; what they said last stays true
+        when they are gone.
+        """
         if self._settings.base_url is not None:
             return self._settings.base_url
         host, port = self.http_address or (self._settings.http_host, self._settings.http_port)
         if _is_wildcard(host):
-            host = await self.server.seen_address() or ("::1" if ":" in host else "127.0.0.1")
+            if look or self._seen is None:
+                self._seen = await self.server.seen_address() or self._seen
+            host = self._seen or ("::1" if ":" in host else "127.0.0.1")
         return f"http://{format_address((host, port))}"
 
     # -- stopping ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ the only validator: dates lie after a rollback, when older files replace newer o
 import asyncio
 import errno
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from urllib.parse import quote
 
 from aiohttp import hdrs, web
 from aiohttp.helpers import ETAG_ANY, ETag
+from aiohttp.http_exceptions import HttpProcessingError
 
 from plasm_dht.errors import ListenError
 from plasm_dht.provider.artifacts import ArtifactFile, ArtifactSet, open_regular
@@ -93,7 +95,7 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[Runner, int
 
     Raises `ListenError` when the address cannot be bound.
     """
-    runner = web.AppRunner(app, keepalive_timeout=KEEPALIVE, shutdown_timeout=SHUTDOWN)
+    runner = web.AppRunner(app, logger=_logger(), keepalive_timeout=KEEPALIVE, shutdown_timeout=SHUTDOWN)
     await runner.setup()
     try:
         await _BoundedSite(runner, host, port).start()
@@ -101,6 +103,18 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[Runner, int
         await runner.cleanup()
         raise ListenError(f"HTTP cannot listen on {host}:{port}: {_advice(error)}") from None
     return runner, runner.addresses[0][1]
+
+
+def _logger() -> logging.Logger:
+    """aiohttp's log, without a traceback for what a client sent that is no HTTP."""
+
+    def without_clients_mistakes(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError)
+
+    logger = logging.getLogger(f"{__name__}.http")
+    logger.filters[:] = [without_clients_mistakes]
+    return logger
 
 
 def _advice(error: OSError) -> str:
