@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from plasm_dht.errors import ConfigError, IdentityError
@@ -124,13 +124,13 @@ def load(path: str | os.PathLike[str] | None = None, overrides: Iterable[Overrid
     checked = {key: _KEYS[key](value) for key, value in values.items()}
     _check_refresh_interval(values, checked)
 
-    def section(table: str) -> dict[str, object]:
+    def section(table: str) -> dict[str, Any]:  # each value was checked by its own function in _KEYS
         return {key.rpartition(".")[2]: value for key, value in checked.items() if key.rpartition(".")[0] == table}
 
     return Settings(
-        **section("provider"),  # type: ignore[arg-type]  # each was checked by its own function in _KEYS
-        dht=DhtSettings(**section("provider.dht")),  # type: ignore[arg-type]
-        trust=TrustSettings(**section("trust")),  # type: ignore[arg-type]
+        **section("provider"),
+        dht=DhtSettings(**section("provider.dht")),
+        trust=TrustSettings(**section("trust")),
     )
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import ipaddress
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 ID_BYTES = 20
 # The id of a caller that will not stay.
@@ -20,7 +20,7 @@ class NodeTuple(NamedTuple):
     port: int
 
 
-def is_id(value: object) -> bool:
+def is_id(value: object) -> TypeGuard[bytes]:
     """Whether the value is a node's id or a key: 20 bytes."""
     return type(value) is bytes and len(value) == ID_BYTES
 

@@ -170,15 +170,15 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         """Our id."""
         if not ids.is_id(node_id):
             return None
-        self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
+        self.welcome(sender, node_id)
         return self.source_node.id  # type: ignore[no-any-return]
 
     def rpc_find_node(self, sender: Address, node_id: object, key: object) -> list[ids.NodeTuple] | None:
         """The k live contacts closest to the key, nearest first, as many as fit."""
         if not (ids.is_id(node_id) and ids.is_id(key)):
             return None
-        self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
-        return wire.nodes_reply(self._nearest(key, sender))  # type: ignore[arg-type]  # checked
+        self.welcome(sender, node_id)
+        return wire.nodes_reply(self._nearest(key, sender))
 
     def rpc_find_value(
         self, sender: Address, node_id: object, key: object, skip: object = 0
@@ -186,9 +186,9 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         """What is held under the key, or the closest nodes where nothing is."""
         if not (ids.is_id(node_id) and ids.is_id(key) and type(skip) is int and 0 <= skip < 2**16):
             return None
-        self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
-        nodes = self._nearest(key, sender)  # type: ignore[arg-type]  # checked
-        held = self.storage.holdings(key)  # type: ignore[arg-type]  # checked
+        self.welcome(sender, node_id)
+        nodes = self._nearest(key, sender)
+        held = self.storage.holdings(key)
         if not held:
             return wire.nodes_reply(nodes)
         return wire.found_reply([holding.envelope for holding in held], nodes, self.clock.wall(), skip)
@@ -197,13 +197,13 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         """Admit a record, or say why not; a coroutine when the sender's address has to answer a ping first."""
         if not (ids.is_id(node_id) and ids.is_id(key)):
             return None
-        self.welcome(sender, node_id)  # type: ignore[arg-type]  # checked
-        checked = self.storage.check(key, envelope)  # type: ignore[arg-type]  # checked
+        self.welcome(sender, node_id)
+        checked = self.storage.check(key, envelope)
         if isinstance(checked, Verdict):
             return self._verdict(checked)
         if self._verified.has(sender, self.clock.monotonic()):
-            return self._verdict(self.storage.admit(key, checked))  # type: ignore[arg-type]  # checked
-        return self._store_after_ping(sender, key, checked)  # type: ignore[arg-type]  # checked
+            return self._verdict(self.storage.admit(key, checked))
+        return self._store_after_ping(sender, key, checked)
 
     async def _store_after_ping(self, sender: Address, key: bytes, record: Record) -> dict[str, object]:
         try:

@@ -1,4 +1,4 @@
-"""Longer runs, by `make soak`: a thousand nodes, a week of churn."""
+"""Longer runs, by `make soak`: a thousand nodes, three days of churn."""
 
 import asyncio
 import random
@@ -29,16 +29,16 @@ async def test_a_thousand_nodes_for_a_virtual_hour_run_in_under_a_minute(network
     assert took < 60
 
 
-async def test_a_week_of_churn_loses_nothing(network: Network) -> None:
+async def test_three_days_of_churn_lose_nothing(network: Network) -> None:
     nodes = Nodes(network)
-    await nodes.grow(60)
+    await nodes.grow(30)
     first = nodes.nodes[0]
     publisher = await nodes.start([first], identity=identity(1))
     reader = await nodes.start([first])
     mortal = [node for node in nodes.nodes if node not in (first, publisher, reader)]
     await publisher.publish(NAME, b"v1")
-    for minute in range(0, 7 * 24 * 60, 4):  # half of the others every two hours
-        await asyncio.sleep(240)
+    for minute in range(0, 3 * 24 * 60, 8):  # half of the others every two hours
+        await asyncio.sleep(480)
         random.choice(mortal).kill()
         mortal = [node for node in mortal if node.host.alive]
         mortal.append(await nodes.start([first]))
