@@ -3,12 +3,10 @@
 import os
 import re
 import stat
-import tempfile
 from pathlib import Path
 from typing import Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from plasm_dht.errors import IdentityError
@@ -113,6 +111,9 @@ class Identity:
             raise IdentityError(f"key file {path} cannot be read: {error.strerror}") from None
         if mode & 0o077:
             raise IdentityError(f"key file {path} has mode {mode:04o}, so others can use the key: make it 0600")
+        # imported where a key file is read or written: a reader of records has none, and it takes as long as the rest
+        from cryptography.hazmat.primitives import serialization
+
         try:
             key = serialization.load_pem_private_key(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -122,6 +123,10 @@ class Identity:
         return cls(key)
 
     def _write(self, path: Path, *, replace: bool) -> None:
+        import tempfile
+
+        from cryptography.hazmat.primitives import serialization
+
         pem = self._private_key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )

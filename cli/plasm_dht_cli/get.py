@@ -1,7 +1,6 @@
 """`plasm-dht get`: find the newest manifest of a channel and architecture."""
 
 import contextlib
-import json
 import logging
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +52,11 @@ Timeout = Annotated[
 ]
 
 
+def add_to(app: typer.Typer) -> None:
+    """Make it a command of the application."""
+    app.command("get", short_help="Print the URL of the newest manifest of CHANNEL/ARCH.", epilog=EXAMPLE)(get)
+
+
 def get(
     ctx: typer.Context,
     target: Target,
@@ -102,7 +106,7 @@ async def _get(
         now = server.now()
     trusted = settings.trust.publishers
     for record, pointer in found if every else found[:1]:
-        emit(json.dumps(_as_object(target, record, pointer, now, trusted)) if as_json else pointer.url)
+        emit(_as_json(target, record, pointer, now, trusted) if as_json else pointer.url)
     if found:
         return exits.DONE
     if answered:
@@ -199,10 +203,10 @@ def _usable(records: "Sequence[Record]") -> "list[tuple[Record, Pointer]]":
     return usable
 
 
-def _as_object(
-    target: str, record: "Record", pointer: "Pointer", now: int, trusted: "Sequence[str]"
-) -> dict[str, object]:
-    return {
+def _as_json(target: str, record: "Record", pointer: "Pointer", now: int, trusted: "Sequence[str]") -> str:
+    import json
+
+    found = {
         "key": target,
         "url": pointer.url,
         "version": pointer.version,
@@ -215,6 +219,7 @@ def _as_object(
         "manifest_sha256": pointer.manifest_sha256.hex(),
         "trusted": record.publisher in trusted,
     }
+    return json.dumps(found)
 
 
 def _interface(settings: "Settings") -> str:

@@ -8,7 +8,7 @@ from plasm_dht.errors import IdentityError
 from plasm_dht_cli.options import IdentityFile, StateDir, identity_path, option
 from plasm_dht_cli.output import emit
 
-app = typer.Typer(
+_commands = typer.Typer(
     help="The identity: the Ed25519 key pair that signs records, and the publisher id that readers trust.",
     rich_markup_mode=None,
 )
@@ -25,7 +25,12 @@ Example:
 Force = Annotated[bool, option("--force", help="Replace the key that is there: its publisher id is lost for good.")]
 
 
-@app.command(epilog=_SHOW_EXAMPLE)
+def add_to(app: typer.Typer) -> None:
+    """Make them commands of the application."""
+    app.add_typer(_commands, name="key", short_help="Show or make the identity that signs records.")
+
+
+@_commands.command(epilog=_SHOW_EXAMPLE)
 def show(identity: IdentityFile = None, state_dir: StateDir = None) -> None:
     """Print the publisher id, alone, on stdout. Creates nothing."""
     from plasm_dht.identity import Identity
@@ -38,7 +43,7 @@ def show(identity: IdentityFile = None, state_dir: StateDir = None) -> None:
     emit(Identity.load(path).publisher_id)
 
 
-@app.command(epilog=_NEW_EXAMPLE)
+@_commands.command(epilog=_NEW_EXAMPLE)
 def new(identity: IdentityFile = None, state_dir: StateDir = None, force: Force = False) -> None:
     """Create a key pair and print its publisher id on stdout. Never overwrites a key unless told to."""
     from plasm_dht.identity import Identity

@@ -1,6 +1,5 @@
 """The set-up of logging: to stderr, as text or as JSON. No message can forge a second line."""
 
-import json
 import logging
 from datetime import UTC, datetime
 
@@ -29,6 +28,8 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The entry's line."""
+        import json
+
         entry = {
             "time": _time(record),
             "level": record.levelname,

@@ -13,6 +13,11 @@ Examples:
 """
 
 
+def add_to(app: typer.Typer) -> None:
+    """Make it a command of the application."""
+    app.command("node", short_help="Run a DHT node without artifacts, until stopped.", epilog=EXAMPLE)(node)
+
+
 def node(
     ctx: typer.Context,
     host: options.Host = None,

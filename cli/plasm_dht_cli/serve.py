@@ -51,6 +51,12 @@ NoWithdraw = Annotated[
 ]
 
 
+def add_to(app: typer.Typer) -> None:
+    """Make it a command of the application."""
+    short_help = "Serve and advertise a folder of boot artifacts, until stopped."
+    app.command("serve", short_help=short_help, epilog=EXAMPLE)(serve)
+
+
 def serve(
     ctx: typer.Context,
     artifacts: Artifacts = None,

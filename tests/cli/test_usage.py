@@ -160,27 +160,6 @@ def test_a_reader_that_has_gone_is_no_traceback(environment: dict[str, str]) -> 
     assert process.returncode == exits.OUTPUT_CLOSED
 
 
-def loaded_by(environment: dict[str, str], *arguments: str) -> set[str]:
-    """The modules that a command has loaded when it is done."""
-    script = "import sys; from plasm_dht_cli.main import run; run(sys.argv[1:]); print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.splitlines()[-1].split())
-
-
-def test_key_does_not_load_the_dht_nor_what_draws_on_terminals(environment: dict[str, str]) -> None:
-    loaded = loaded_by(environment, "key", "new")
-    assert "plasm_dht.identity" in loaded
-    assert not loaded & {"aiohttp", "asyncio", "kademlia", "rich", "plasm_dht.config", "plasm_dht.dht.server"}
-
-
-def test_get_does_not_load_the_http_library(environment: dict[str, str]) -> None:
-    loaded = loaded_by(environment, "get", "stable/arm64", "--timeout", "0.1", "--bootstrap", "127.0.0.1:9")
-    assert "plasm_dht.provider.manifest" in loaded
-    assert not loaded & {"aiohttp", "watchdog", "rich"}
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
