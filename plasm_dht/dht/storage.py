@@ -4,28 +4,32 @@ A record ends at `expires_at` by the wall clock or at its deadline on the monoto
 time can be stepped, monotonic time stands still while a machine sleeps. The newest envelope of a publisher is kept
 until the latest `expires_at` that was ever accepted from it for that key, so that an older record with a longer life
 cannot come back after a newer, shorter one has expired.
+
+A million records pause nothing: whatever is done to one of them costs O(log n), no structure is ever rebuilt, and none
+is made of objects that the garbage collector walks through.
 """
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import msgspec
 from kademlia.storage import IStorage
-from sortedcontainers import SortedList
 
 from plasm_dht.clock import Clock
+from plasm_dht.dht.order import KEY_BYTES, SortedBytes, TimedKeys
 from plasm_dht.errors import RecordError
-from plasm_dht.record import Record, decode, keys_of, verify
+from plasm_dht.record import MAX_TTL, Record, decode, keys_of, verify
 
 # A publisher's clock may be this far ahead of ours (ms).
 MAX_AHEAD = 300_000
-DEFAULT_MAX_TTL = 604_800
 DEFAULT_MAX_RECORDS = 100_000
 DEFAULT_MAX_BYTES = 64 * 2**20
 # Enough for every provider of one channel; a crowd of made-up publishers stops here and evicts nobody.
 MAX_PUBLISHERS = 32
-# Expired holdings that one read or write removes at most, so that none pauses the loop.
-EXPIRY_SLICE = 200
+# Ended holdings that one write looks at, at most, and holdings that it evicts: each takes about 20 us.
+EXPIRY_SLICE = 100
+EVICTION_SLICE = 100
 
 
 class Verdict(NamedTuple):
@@ -38,38 +42,48 @@ class Verdict(NamedTuple):
 ACCEPTED = Verdict()
 
 
-class Holding:
-    """One publisher's newest envelope under one key, and until when it counts. Times: ms on the wall, s monotonic."""
+class Holding(msgspec.Struct, gc=False, eq=False):
+    """One publisher's newest envelope under one key, and until when it counts. Times: ms on the wall, s monotonic.
 
-    __slots__ = (
-        "contested_until",
-        "deadline",
-        "envelope",
-        "expires_at",
-        "issued_at",
-        "keep_deadline",
-        "keep_until",
-        "own",
-        "public_key",
-        "received",
-        "seq",
-        "withdrawn",
-    )
+    Not seen by the garbage collector, which would stop the node for as long as it takes to visit all of them; so
+    nothing in it may ever lead back to it.
+    """
 
-    def __init__(self, record: Record, deadline: float, received: float, *, own: bool) -> None:
-        self.envelope = record.envelope
-        self.public_key = record.public_key
-        self.seq = record.seq
-        self.issued_at = record.issued_at
-        self.expires_at = record.expires_at
-        self.withdrawn = record.withdrawn
-        self.deadline = deadline
-        self.received = received
-        self.own = own
-        self.keep_until = record.expires_at
-        self.keep_deadline = deadline
-        # Until then another holder may still have a different, older record of this publisher alive.
-        self.contested_until = 0
+    envelope: bytes
+    public_key: bytes
+    seq: int
+    issued_at: int
+    expires_at: int
+    withdrawn: bool
+    deadline: float
+    received: float
+    own: bool
+    keep_until: int
+    keep_deadline: float
+    # When the storage looks whether it can be forgotten, and the replicator whether it is to be passed on.
+    look_at: float = 0.0
+    replicate_at: float | None = None
+    # Until then another holder may still have a different, older record of this publisher alive.
+    contested_until: int = 0
+    # The other publishers' holdings, if this is the freshest of its key.
+    others: "tuple[Holding, ...]" = ()
+
+    @classmethod
+    def of(cls, record: Record, deadline: float, received: float, *, own: bool) -> "Holding":
+        """What is held of a record."""
+        return cls(
+            envelope=record.envelope,
+            public_key=record.public_key,
+            seq=record.seq,
+            issued_at=record.seq if record.seq == record.issued_at else record.issued_at,  # mostly: one int for both
+            expires_at=record.expires_at,
+            withdrawn=record.withdrawn,
+            deadline=deadline,
+            received=received,
+            own=own,
+            keep_until=record.expires_at,
+            keep_deadline=deadline,
+        )
 
     def is_over(self, now: int, monotonic: float) -> bool:
         """Whether its life has ended by either clock."""
@@ -92,6 +106,9 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
 
     As a kademlia storage: `storage[key] = envelope` admits (or raises `RecordError`), reading gives the live envelope
     of the freshest publisher.
+
+    `_put` and `_remove` are the two places where what is held changes: a subclass that keeps it elsewhere, too, extends
+    these. (What a holding says of itself, when it was received or is to be passed on, changes in its attributes.)
     """
 
     def __init__(
@@ -99,7 +116,7 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         *,
         max_records: int = DEFAULT_MAX_RECORDS,
         max_bytes: int = DEFAULT_MAX_BYTES,
-        max_ttl: int = DEFAULT_MAX_TTL,
+        max_ttl: int = MAX_TTL,
         clock: Clock | None = None,
     ) -> None:
         self.max_records = max_records
@@ -108,18 +125,29 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         self.clock = clock or Clock()
         self.records = 0
         self.bytes = 0
-        # Called with (key, holding) after each change of what is held.
+        # Grows with each change of what is held, for who keeps a reply made of it. That a record ends does not show.
+        self.version = 0
+        # Called with (key, holding) after a record was put, and after one was removed.
         self.on_change: Callable[[bytes, Holding], None] | None = None
+        self.on_remove: Callable[[bytes, Holding], None] | None = None
         self._node_id = 0
-        self._by_key: dict[bytes, list[Holding]] = {}  # each list freshest first
-        self._distances: SortedList[int] = SortedList()  # the keys as distances to the node's id
-        self._expiry: list[tuple[float, bytes]] = []  # when to look at a key again, lazily deleted
+        # The freshest holding of each key, by the key's last byte (the first is that of the node's id in most): small
+        # dicts, because one of a million keys takes 40 ms to grow.
+        self._shelves: list[dict[bytes, Holding]] = [{} for _ in range(256)]
+        # The distances of the keys to the node's id: those with others' records, and those with its own alone, which
+        # are never evicted.
+        self._foreign = SortedBytes(KEY_BYTES)
+        self._own = SortedBytes(KEY_BYTES)
+        self._expiry = TimedKeys()  # one entry a holding, at its `look_at`
 
     def attach(self, node_id: bytes, clock: Clock) -> None:
         """Say for which node this holds records: whose clock counts, and to which id a record is far."""
+        keys = list(self.keys())
         self.clock = clock
         self._node_id = int.from_bytes(node_id)
-        self._distances = SortedList(self._distance(key) for key in self._by_key)
+        self._foreign, self._own = SortedBytes(KEY_BYTES), SortedBytes(KEY_BYTES)
+        for key in keys:
+            self._order(self.held(key)).add(self._distance(key))
 
     # -- admission ---------------------------------------------------------------------------------------------------
 
@@ -155,7 +183,7 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         held = self.holding(key, record.public_key)
         if held is not None and (held.seq, held.envelope) > (record.seq, record.envelope):
             return Verdict("conflict", held.envelope)
-        if held is None and len(self._by_key.get(key, ())) >= MAX_PUBLISHERS:
+        if held is None and len(self.holdings(key)) >= MAX_PUBLISHERS:
             return Verdict("full")
         grows = len(record.envelope) - (len(held.envelope) if held else 0)
         if not self._make_room(key, 0 if held else 1, grows):
@@ -174,45 +202,62 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def holdings(self, key: bytes) -> list[Holding]:
+    def holdings(self, key: bytes) -> tuple[Holding, ...]:
         """What is held under the key, freshest publisher first: tombstones, and the expired that still guard, too."""
-        self.forget(EXPIRY_SLICE)
-        return self._by_key.get(key, [])
+        held = self.held(key)
+        if held:
+            monotonic = self.clock.monotonic()
+            for holding in held:
+                if holding.look_at <= monotonic:
+                    self._look(key, holding, self.clock.wall(), monotonic)
+                    return self.holdings(key)
+        return held
+
+    def held(self, key: bytes) -> tuple[Holding, ...]:
+        """As `holdings`, with what has ended and is not forgotten yet. Reads no clock."""
+        freshest = self._shelves[key[-1]].get(key)
+        if freshest is None:
+            return ()
+        return (freshest, *freshest.others) if freshest.others else (freshest,)
 
     def holding(self, key: bytes, public_key: bytes) -> Holding | None:
         """What is held of one publisher under the key."""
-        for holding in self._by_key.get(key, ()):
+        for holding in self.held(key):
             if holding.public_key == public_key:
                 return holding
         return None
 
-    def keys_between(self, nearest: int, farthest: int) -> Iterable[bytes]:
-        """The keys held at distances (XOR with the node's id) from `nearest` up to and without `farthest`, in order."""
-        for distance in self._distances.irange(nearest, farthest, inclusive=(True, False)):
-            yield self._key_at(distance)
+    def keys_between(self, nearest: int, farthest: int) -> Iterator[bytes]:
+        """The keys held at distances (XOR with the node's id) from `nearest` up to and without `farthest`, in order.
 
-    def keys(self) -> Iterable[bytes]:
+        What is put and removed meanwhile may or may not be among them.
+        """
+        if nearest >= 2 ** (8 * KEY_BYTES):
+            return
+        start = nearest.to_bytes(KEY_BYTES)
+        for entry in heapq.merge(self._foreign.ascending(start), self._own.ascending(start)):
+            distance = int.from_bytes(entry)
+            if distance >= farthest:
+                return
+            yield (distance ^ self._node_id).to_bytes(KEY_BYTES)
+
+    def keys(self) -> Iterator[bytes]:
         """Every key, the nearest to the node's id first."""
-        return map(self._key_at, self._distances)
+        return self.keys_between(0, 2 ** (8 * KEY_BYTES))
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
     def forget(self, limit: int) -> int:
-        """Remove what is over and guards nothing, looking at `limit` keys at most. Returns how many it looked at."""
+        """Remove what is over and guards nothing, looking at `limit` records at most. Returns how many it looked at."""
         wall, monotonic = self.clock.wall(), self.clock.monotonic()
-        looked = 0
-        while self._expiry and self._expiry[0][0] <= monotonic and looked < limit:
-            _, key = heapq.heappop(self._expiry)
-            looked += 1
-            waits = []
-            for holding in list(self._by_key.get(key, ())):
-                if holding.is_forgettable(wall, monotonic):
-                    self._remove(key, holding)
-                elif holding.keep_deadline <= monotonic:  # the wall clock was stepped back
-                    waits.append(holding.keep_until - wall)
-            if waits:  # one entry for the one taken: more would multiply
-                self._look_again(monotonic + min(waits) / 1000, key)
-        return looked
+        for looked in range(limit):
+            soonest = self._expiry.soonest()
+            if soonest is None or soonest[0] > monotonic:
+                return looked
+            at, key = soonest
+            holding = next(each for each in self.held(key) if each.look_at == at)
+            self._look(key, holding, wall, monotonic)
+        return limit
 
     def close(self) -> None:
         """Let go of what is outside the process: nothing here."""
@@ -226,7 +271,7 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
 
     def __getitem__(self, key: bytes) -> bytes:
         now, monotonic = self.clock.now(), self.clock.monotonic()
-        for holding in self._by_key.get(key, ()):
+        for holding in self.held(key):
             if not holding.withdrawn and not holding.is_over(now, monotonic):
                 return holding.envelope
         raise KeyError(key)
@@ -251,34 +296,47 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
+    def _look(self, key: bytes, holding: Holding, wall: int, monotonic: float) -> None:
+        """Remove a holding whose time has come, or look again later: the wall clock was stepped back."""
+        if holding.is_forgettable(wall, monotonic):
+            self._remove(key, holding)
+            return
+        self._expiry.cancel(holding.look_at, key)
+        holding.look_at = monotonic + (holding.keep_until - wall) / 1000
+        self._expiry.schedule(holding.look_at, key)
+
     def _standing(self) -> Iterator[tuple[bytes, Holding]]:
         now, monotonic = self.clock.now(), self.clock.monotonic()
-        for key, holdings in self._by_key.items():
-            for holding in holdings:
+        for key in self.keys():
+            for holding in self.held(key):
                 if not holding.is_over(now, monotonic):
                     yield key, holding
 
-    def _distance(self, key: bytes) -> int:
-        return int.from_bytes(key) ^ self._node_id
+    def _distance(self, key: bytes) -> bytes:
+        return (int.from_bytes(key) ^ self._node_id).to_bytes(KEY_BYTES)
 
-    def _key_at(self, distance: int) -> bytes:
-        return (distance ^ self._node_id).to_bytes(20)
+    def _order(self, holdings: Iterable[Holding]) -> SortedBytes:
+        return self._own if all(holding.own for holding in holdings) else self._foreign
 
     def _make_room(self, key: bytes, records: int, size: int) -> bool:
-        """Whether that much more fits, once records with a key strictly farther than this one have gone."""
+        """Whether that much more fits, once records with a key strictly farther than this one have gone.
+
+        Where the node's own records have made it far too many, not all that is too much goes at once.
+        """
         distance = self._distance(key)
         victims: list[tuple[bytes, Holding]] = []
-        # What needs no more room than before fits, even where the node's own records take more than there is.
+        # What needs no more room than before fits in any case.
         over_records = self.records + records - self.max_records if records > 0 else 0
         over_bytes = self.bytes + size - self.max_bytes if size > 0 else 0
-        farthest = reversed(self._distances)
-        while over_records > 0 or over_bytes > 0:
-            far = next(farthest, -1)
+        farthest = self._foreign.descending()
+        while (over_records > 0 or over_bytes > 0) and len(victims) < EVICTION_SLICE:
+            far = next(farthest, b"")
             if far <= distance:
                 return False
-            for holding in reversed(self._by_key[self._key_at(far)]):
+            far_key = self._distance(far)
+            for holding in reversed(self.held(far_key)):
                 if not holding.own and (over_records > 0 or over_bytes > 0):
-                    victims.append((self._key_at(far), holding))
+                    victims.append((far_key, holding))
                     over_records -= 1
                     over_bytes -= len(holding.envelope)
         for victim in victims:
@@ -286,40 +344,51 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         return True
 
     def _put(self, key: bytes, record: Record, held: Holding | None, *, own: bool) -> None:
+        """Hold the record in place of what was held of its publisher."""
         now = self.clock.now() if own else self.clock.wall()
         life = min(record.expires_at - now, record.expires_at - record.issued_at) / 1000
         monotonic = self.clock.monotonic()
-        holding = Holding(record, monotonic + life, monotonic, own=own)
+        holding = Holding.of(record, monotonic + life, monotonic, own=own)
         if held is not None:
             older = decode(held.envelope)
             changed = (older.withdrawn, older.value) != (record.withdrawn, record.value)
             holding.inherit(held, changed=changed)
             self._remove(key, held)
-        holdings = self._by_key.get(key)
-        if holdings is None:
-            holdings = self._by_key[key] = []
-            self._distances.add(self._distance(key))
-        holdings.append(holding)
-        holdings.sort(key=lambda each: (each.issued_at, each.seq, each.envelope), reverse=True)
+        self._shelve(key, [*self.held(key), holding])
         self.records += 1
         self.bytes += len(holding.envelope)
-        self._look_again(holding.keep_deadline, key)
+        holding.look_at = max(0.0, holding.keep_deadline)
+        self._expiry.schedule(holding.look_at, key)
+        self.version += 1
         if self.on_change is not None:
             self.on_change(key, holding)
 
     def _remove(self, key: bytes, holding: Holding) -> None:
-        holdings = self._by_key[key]
-        holdings.remove(holding)
+        """Hold it no longer."""
+        self._shelve(key, [each for each in self.held(key) if each is not holding])
         self.records -= 1
         self.bytes -= len(holding.envelope)
-        if not holdings:
-            del self._by_key[key]
-            self._distances.remove(self._distance(key))
+        self._expiry.cancel(holding.look_at, key)
+        self.version += 1
+        if self.on_remove is not None:
+            self.on_remove(key, holding)
 
-    def _look_again(self, at: float, key: bytes) -> None:
-        if len(self._expiry) > 2 * self.records + 64:  # deleted entries must not pile up
-            self._expiry = [
-                (holding.keep_deadline, key) for key, holdings in self._by_key.items() for holding in holdings
-            ]
-            heapq.heapify(self._expiry)
-        heapq.heappush(self._expiry, (at, key))
+    def _shelve(self, key: bytes, holdings: list[Holding]) -> None:
+        """Let these be what is held under the key."""
+        before = self.held(key)
+        old = self._order(before) if before else None
+        new = self._order(holdings) if holdings else None
+        if old is not new:
+            distance = self._distance(key)
+            if old is not None:
+                old.remove(distance)
+            if new is not None:
+                new.add(distance)
+        for holding in before:
+            holding.others = ()
+        if not holdings:
+            del self._shelves[key[-1]][key]
+            return
+        freshest, *others = sorted(holdings, key=lambda each: (each.issued_at, each.seq, each.envelope), reverse=True)
+        freshest.others = tuple(others)
+        self._shelves[key[-1]][key] = freshest
