@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from statistics import median_low
 
 # A forward jump of wall time against monotonic time by more than this is a suspend or a step, not a slew (s).
 JUMP = 1.0
@@ -34,7 +33,8 @@ class Clock:
 
     def now(self) -> int:
         """Unix ms as far as this machine knows: what governs signing and what is live."""
-        return self.wall() + self.correction
+        # Never before 1970, which no record could say: who is believed may lie, and then our clock may be set back.
+        return max(self.wall() + self.correction, 0)
 
     def monotonic(self) -> float:
         """Seconds that never go back. The running loop's time, so that a virtual-time loop ages records too."""
@@ -66,12 +66,17 @@ def network_time(samples: Sequence[int], own: int, least: int = 1) -> int | None
     agree = any(ordered[i + most - 1] - ordered[i] <= AGREEMENT for i in range(len(ordered) - most + 1))
     if not ordered or not agree:
         return None
-    median = median_low(ordered)
+    median = _middle(ordered)
     return median if abs(median - own) > AGREEMENT else None
+
+
+def _middle(ordered: Sequence[int]) -> int:
+    """The lower median. `statistics` has one too, and imports fractions and decimals with it."""
+    return ordered[(len(ordered) - 1) // 2]
 
 
 def reader_time(samples: Sequence[int], own: int) -> int:
     """What a reader takes for the time (ms): its own clock, unless that was never set or a majority differs."""
     if own < RELEASED and samples:
-        return max(median_low(samples), own)
+        return max(_middle(sorted(samples)), own)
     return network_time(samples, own, LEAST_RESPONDERS) or own

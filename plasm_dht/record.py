@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from plasm_dht.errors import RecordError
+from plasm_dht.errors import ConfigError, RecordError
 from plasm_dht.identity import Identity, publisher_id
 from plasm_dht.identity import verify as verify_signature
 
@@ -27,11 +27,16 @@ BODY_OFFSET = len(MAGIC) + 64
 # 40 bytes of IPv6 and 8 of UDP header.
 MAX_ENVELOPE = 1000
 MAX_NAME = 255
+# The longest life of a record (s), and the part of its life after which it is refreshed.
+MAX_TTL = 604_800
+REFRESH_AT = 2 / 3
 
 Value = int | float | bool | str | bytes
 _VALUE_TYPES = (int, float, bool, str, bytes)
 # The range of msgpack's integers; Python's own have none.
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
+# No record comes after one with this `seq`, and only who has the publisher's key can make it.
+MAX_SEQ = _MAX_INT
 
 
 class _Body(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True, gc=False):
@@ -117,6 +122,16 @@ def check_value(value: Value) -> Value:
     if type(value) is int and not _MIN_INT <= value <= _MAX_INT:
         raise RecordError("malformed", f"value {value} is out of range: an int is from -2**63 to 2**64 - 1")
     return value
+
+
+def check_life(record_ttl: float, refresh_interval: float | None, *, what: str = "record_ttl") -> None:
+    """Raise `ConfigError` for a life, or a time between two refreshes (s), that cannot be."""
+    if isinstance(record_ttl, bool) or not isinstance(record_ttl, int | float) or not 1 <= record_ttl <= MAX_TTL:
+        raise ConfigError(f"{what} is {record_ttl!r}: it must be from 1 to {MAX_TTL} seconds")
+    if refresh_interval is not None and not 0 < refresh_interval < record_ttl:
+        raise ConfigError(
+            f"refresh_interval is {refresh_interval}: it must be above 0 and below record_ttl, {record_ttl} seconds"
+        )
 
 
 @functools.lru_cache(maxsize=4096)

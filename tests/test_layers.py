@@ -41,10 +41,15 @@ LAYERS: dict[str, float] = {
     "plasm_dht.dht.due": 3,  # what refresh and replicate share
     "plasm_dht.dht.intent": 4,  # what a publisher means, and whom it has told
     "plasm_dht.dht.publish": 5,  # what a publisher owes its holders
+    "plasm_dht.dht.read": 5,  # how a name is read
     "plasm_dht.dht.membership": 5,  # whom a node knows: joining, upkeep
     "plasm_dht.dht.ids": 2,  # ids and addresses of nodes
+    "plasm_dht.dht.order": 2,  # what is found by its distance or its time
     "plasm_dht.dht.limits": 3,  # what is remembered about addresses
     "plasm_dht.dht.roundtrip": 3,
+    "plasm_dht.provider.folder": 3,  # the folder that a download goes to
+    "plasm_dht.dht.answers": 3.5,  # what is said to find_node and find_value
+    "plasm_dht.dht.udp": 3.5,  # the socket beneath the transport
 }
 
 # An import that only one place may have: a library, and where.

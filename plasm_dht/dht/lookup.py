@@ -7,7 +7,6 @@ closest that are alive have answered. Every record is verified; of each publishe
 import asyncio
 from bisect import insort
 from collections.abc import Collection, Iterable
-from itertools import islice
 from typing import Protocol
 
 from kademlia.node import Node
@@ -27,6 +26,9 @@ LOOKUP_TIMEOUT = 10.0
 # each nearer than the last, stops here.
 MAX_CANDIDATES = 20
 MAX_ASKED = 10
+# Of our own contacts the candidates once somebody is slow, in multiples of k: with half of all nodes dead the k closest
+# living are among the 2k closest, give or take a few.
+WIDER = 4
 # A responder that has been slow for this long (s) holds up no reader that has a live record from all the others: in a
 # network of two or three nodes, where no quorum can be reached, one that has just died would cost two seconds.
 SILENCE = 0.25
@@ -94,7 +96,7 @@ class NodeLookup:
         self._in_flight = 0  # of those whose answer is awaited the ones that are not slow
         self._awaited = 0
         self._asked = 0
-        self._tried_again = False
+        self._tried_again = self._widened = False
         # Most of the stale are dead: a few are asked, and more for each that answers, as after a partition.
         self._stale_asked = 0
         self._stale_limit = alpha
@@ -145,15 +147,37 @@ class NodeLookup:
         while len(self._candidates) > MAX_CANDIDATES * self.k and not self._candidates[-1].asked:
             self._candidates.pop()
 
+    def _widen(self) -> None:
+        """Have more of our own contacts as candidates, once somebody is slow.
+
+        When many have just died, each responder names the same k closest, most of them dead, and not the living behind.
+        """
+        if not self._widened:
+            self._widened = True
+            self._add(self.protocol.router.closest(self.target.long_id, WIDER * self.k))
+
     def _add_named(self, nodes: Iterable[ids.NodeTuple]) -> None:
         """Candidates that a responder named; of those in our own table we know better whether they answer."""
         find = self.protocol.router.find
-        self._add(find(node.id) or Contact(*node) for node in nodes if node.id not in self._known)
+        self._add(
+            find(node.id) or Contact(*node) for node in nodes if node.id not in self._known and ids.is_askable(node)
+        )
 
     def _window(self) -> list[Candidate]:
-        """The k closest that count: those that failed do not, nor those known to be stale before they are asked."""
-        counting = (each for each in self._candidates if not each.failed and (each.asked or not each.stale))
-        return list(islice(counting, self.k))
+        """The k closest that count, and whoever is slow among them.
+
+        Those that failed do not count, nor those known to be stale before they are asked. A slow one that does not
+        answer is probably dead: the next is asked meanwhile, not two seconds later when it has failed.
+        """
+        window: list[Candidate] = []
+        counted = 0
+        for candidate in self._candidates:
+            if counted == self.k:
+                break
+            if not candidate.failed and (candidate.asked or not candidate.stale):
+                window.append(candidate)
+                counted += candidate.answered or not candidate.slow
+        return window
 
     def _next(self) -> tuple[Candidate | None, bool]:
         """Whom to ask now, the nearest of the window or at last a stale one; and whether all of it have answered."""
@@ -171,6 +195,8 @@ class NodeLookup:
             if not candidate.answered:
                 answered = False
                 only_stale_waited_for = only_stale_waited_for and candidate.stale
+                if candidate.slow:
+                    continue
             counted += 1
             if counted == self.k:
                 break
@@ -216,6 +242,7 @@ class NodeLookup:
     def _be_slow(self, candidate: Candidate) -> None:
         """Do not wait for this one only: its place in flight is free for the next."""
         candidate.slow = True
+        self._widen()
         candidate.timer = asyncio.get_running_loop().call_later(SILENCE, self._be_silent, candidate)
         self._in_flight -= 1
         self._advance()
@@ -233,7 +260,7 @@ class NodeLookup:
         self._awaited -= 1
         if not candidate.slow:
             self._in_flight -= 1
-        found = wire.parse_found(outcome[1]) if outcome[0] else None
+        found: wire.Found | None = outcome[1]
         if found is None:
             candidate.failed = not candidate.answered
         else:
@@ -250,8 +277,8 @@ class RecordLookup(NodeLookup):
     """Finds every publisher's newest record of a name under one of its keys.
 
     With a `quorum` it ends as soon as that many holders agree on the freshest live record of a publisher in `trust`
-    (anybody when empty), or when it has a live record and nobody but the silent is left to answer; without one it asks
-    all of the k closest for all that they hold.
+    (anybody when empty), or when nobody but the silent is left to answer and it has a live record or k answers that
+    there is none; without one it asks all of the k closest for all that they hold.
     """
 
     def __init__(
@@ -324,13 +351,16 @@ class RecordLookup(NodeLookup):
         if self.quorum is None:
             return False
         live = self.live()
-        if not live:
+        if live:
+            newest = live[0]
+            shown = (each.envelopes.get(newest.public_key) for each in [self.own, *self._candidates])
+            if sum(record is not None and record.rank == newest.rank for record in shown) >= self.quorum:
+                return True
+        window = self._window()
+        if not all(candidate.answered or candidate.silent for candidate in window):
             return False
-        newest = live[0]
-        shown = (each.envelopes.get(newest.public_key) for each in [self.own, *self._candidates])
-        if sum(record is not None and record.rank == newest.rank for record in shown) >= self.quorum:
-            return True
-        return all(candidate.answered or candidate.silent for candidate in self._window())
+        # That there is nothing is believed of k that answered, never of silence.
+        return bool(live) or sum(candidate.answered for candidate in window) >= self.k
 
     def query(self, candidate: Candidate) -> "asyncio.Future[Outcome]":
         """Ask for what it holds beyond what it has shown."""

@@ -42,6 +42,10 @@ def check_address(address: Address) -> Address:
     return str(host), port
 
 
+def _random_id(low: int, high: int) -> bytes:
+    return random.randint(low, high).to_bytes(ids.ID_BYTES)
+
+
 class Membership:
     """Keeps a node among its neighbours. `tidy` is awaited at each upkeep, for whoever else has something to forget."""
 
@@ -57,6 +61,7 @@ class Membership:
         self._asked_at = self._revived_at = 0.0
         self._retry = RETRY_FIRST
         self._woken = asyncio.Event()
+        self._has_joined = False
 
     @property
     def _is_transient(self) -> bool:
@@ -76,12 +81,8 @@ class Membership:
         """The IP address that most of our neighbours see us at; `None` when nobody answered."""
         neighbours = self._protocol.router.closest(self._protocol.source_node.long_id, STUN_NEIGHBOURS)
         outcomes = await asyncio.gather(*(self._protocol.call_stun(neighbour) for neighbour in neighbours))
-        seen = Counter(
-            result[0]
-            for answered, result in outcomes
-            if answered and isinstance(result, list) and result and isinstance(result[0], str)
-        )
-        return next((ip for ip, _ in seen.most_common(1) if ids.is_reachable(ip)), None)
+        seen = Counter(address[0] for _, address in outcomes if address is not None)
+        return next((ip for ip, _ in seen.most_common(1) if ids.is_of_use(ip)), None)
 
     async def run(self) -> None:
         """See to the tables, and ask for neighbours where they are few, until cancelled."""
@@ -89,6 +90,9 @@ class Membership:
             return
         tidied = self._clock.monotonic()
         while True:
+            if self._has_joined:
+                self._has_joined = False
+                await self._meet_the_far()
             now = self._clock.monotonic()
             ask_at = self._ask_at()
             due = min(tidied + UPKEEP, ask_at) - now
@@ -131,8 +135,19 @@ class Membership:
             return router.live()
         for _ in range(JOIN_ATTEMPTS):
             if neighbours := await self._find_nodes(self._protocol.source_node.id):
+                self._has_joined = True
                 break
         return neighbours
+
+    async def _meet_the_far(self) -> None:
+        """Look up a random id at each distance beyond the neighbours where few are known (the paper, section 2.3).
+
+        A node that has only looked up its own id knows its neighbours: its lookups then take twice as many hops, and
+        one in some hundreds ends among nodes of which none knows anybody on the side of the key, and finds nothing. In
+        a network of 1,000 nodes these are five or six lookups.
+        """
+        for low, high in self._protocol.router.thin_ranges():
+            await self._find_nodes(_random_id(low, high))
 
     async def _reach(self, named: Address) -> None:
         """Ping a bootstrap node at all of its addresses; a name that means nobody but this node is asked no more."""
@@ -197,6 +212,6 @@ class Membership:
             self._revived_at = now
             for contact in router.closest(self._protocol.source_node.long_id, REVIVALS, stale=True):
                 self._protocol.call_ping(contact)
-        # Look up a random id in each bucket that no lookup went to for an hour (the paper, section 2.3).
-        for bucket in router.lonely_buckets():
-            await self._find_nodes(random.randint(*bucket.range).to_bytes(ids.ID_BYTES))
+        # Look up a random id at each distance that no lookup went to for an hour (the paper, section 2.3).
+        for bucket in router.neglected():
+            await self._find_nodes(_random_id(*bucket.range))

@@ -16,11 +16,13 @@ from rpcudp.protocol import RPCProtocol
 
 from plasm_dht.clock import Clock
 from plasm_dht.dht import ids, wire
+from plasm_dht.dht.answers import Answers
 from plasm_dht.dht.ids import Address
 from plasm_dht.dht.limits import SILENT_FOR, VERIFIED_FOR, RateLimit, Seen
 from plasm_dht.dht.roundtrip import RoundTrips
 from plasm_dht.dht.routing import Contact, PlasmRoutingTable
 from plasm_dht.dht.storage import RecordStorage, Verdict
+from plasm_dht.dht.udp import UdpSocket
 from plasm_dht.dht.wire import NO_ANSWER, Outcome
 from plasm_dht.record import Record
 
@@ -35,7 +37,18 @@ MAX_PINGS = 512
 class Call:
     """One request of ours that waits for its answer."""
 
-    __slots__ = ("address", "contact", "datagram", "future", "is_ping", "is_store", "sent_at", "sent_twice", "timer")
+    __slots__ = (
+        "address",
+        "contact",
+        "datagram",
+        "future",
+        "is_ping",
+        "is_store",
+        "read",
+        "sent_at",
+        "sent_twice",
+        "timer",
+    )
 
     def __init__(self, address: Address, contact: Contact | None, name: str, datagram: bytes) -> None:
         loop = asyncio.get_running_loop()
@@ -45,6 +58,7 @@ class Call:
         self.future: asyncio.Future[Outcome] = loop.create_future()
         self.is_ping = name == "ping"
         self.is_store = name == "store"
+        self.read = wire.READERS[name]
         self.sent_at = loop.time()
         self.sent_twice = False
         self.timer: asyncio.TimerHandle
@@ -85,12 +99,15 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._verified = Seen(VERIFIED_FOR)
         self._silent = Seen(SILENT_FOR)
         self._deferred: set[bytes] = set()
-        self._handlers: dict[str, tuple[Callable[..., Any], range]] = {
-            "ping": (self.rpc_ping, range(1, 2)),
-            "stun": (self.rpc_stun, range(1)),
-            "store": (self.rpc_store, range(3, 4)),
-            "find_node": (self.rpc_find_node, range(2, 3)),
-            "find_value": (self.rpc_find_value, range(2, 4)),
+        self._answers = Answers(self.router, storage, clock, ksize)
+        self._socket: UdpSocket | None = None
+        self._own_id = wire.id_result(source_node.id)
+        self._handlers: dict[type[wire.Request], Callable[[Address, Any], bytes | Coroutine[Any, Any, bytes]]] = {
+            wire.Ping: self.rpc_ping,
+            wire.Stun: self.rpc_stun,
+            wire.Store: self.rpc_store,
+            wire.FindNode: self.rpc_find_node,
+            wire.FindValue: self.rpc_find_value,
         }
 
     def __getattr__(self, name: str) -> Any:
@@ -100,9 +117,10 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
     # -- datagrams in ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.DatagramTransport) -> None:
-        """Keep the transport; have asyncio allocate what a datagram needs, not 256 KiB for each."""
+        """Keep the transport, and get hold of its socket."""
         super().connection_made(transport)
-        if hasattr(transport, "max_size"):
+        self._socket = UdpSocket.beneath(transport, self.error_received)
+        if hasattr(transport, "max_size"):  # else asyncio allocates 256 KiB to read a datagram
             transport.max_size = wire.MAX_READ + 1
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,93 +128,88 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         for call in list(self._calls.values()):
             self._finish(call, NO_ANSWER)
         self._calls.clear()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def error_received(self, exc: OSError) -> None:
         """Count what the network reports back; the time-out says the same of the address concerned."""
         self.dropped["network_error"] += 1
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        """Answer a request, or hand an answer to the call that waits for it."""
-        address: Address = addr[:2]  # IPv6 adds flow and scope
+        """Answer what has arrived, this datagram first, and hand answers to the calls that wait for them."""
+        self._receive(data, addr)
+        if self._socket is not None:
+            self._socket.drain(self._receive)
+
+    def _receive(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        sender: Address = addr if len(addr) == 2 else addr[:2]  # IPv6 adds flow and scope
         if not wire.HEADER < len(data) <= wire.MAX_READ:
             self.dropped["size"] += 1
         elif data[0] == 1:
-            self._receive_response(data, address)
+            self._receive_response(data, sender)
         elif data[0] != 0:
             self.dropped["type"] += 1
-        elif self._rate_limit is not None and not self._rate_limit.allows(address[0], self.clock.monotonic()):
+        elif self._rate_limit is not None and not self._rate_limit.allows(sender[0], self.clock.monotonic()):
             self.dropped["rate_limit"] += 1
         else:
-            self._receive_request(data, address)
+            self._receive_request(data, sender)
 
     def _receive_request(self, data: bytes, sender: Address) -> None:
-        message_id = data[1 : wire.HEADER]
         request = wire.decode_request(data)
-        handler, arity = self._handlers.get(request[0], (None, range(0))) if request else (None, range(0))
-        if request is None or handler is None or len(request[1]) not in arity:
+        if request is None:
             self.dropped["malformed"] += 1
             return
-        result = handler(sender, *request[1])
-        if result is None:
-            self.dropped["malformed"] += 1
-        elif isinstance(result, Coroutine):
-            if message_id in self._deferred or len(self._deferred) >= MAX_PINGS:  # a resend, or a crowd
-                result.close()
-                return
+        message_id = data[1 : wire.HEADER]
+        result = self._handlers[type(request)](sender, request)
+        if isinstance(result, bytes):
+            self._send(wire.response(message_id, result), sender)
+        elif message_id in self._deferred or len(self._deferred) >= MAX_PINGS:  # a resend, or a crowd
+            result.close()
+        else:
             self._deferred.add(message_id)
             if not self._spawn(self._answer_later(message_id, sender, result)):
                 self._deferred.discard(message_id)
                 result.close()
-        else:
-            self._send(wire.encode_response(message_id, result), sender)
 
-    async def _answer_later(self, message_id: bytes, sender: Address, answer: Coroutine[Any, Any, Any]) -> None:
+    async def _answer_later(self, message_id: bytes, sender: Address, answer: Coroutine[Any, Any, bytes]) -> None:
         try:
-            self._send(wire.encode_response(message_id, await answer), sender)
+            self._send(wire.response(message_id, await answer), sender)
         finally:
             self._deferred.discard(message_id)
 
     def _send(self, datagram: bytes, address: Address) -> None:
-        if not self.transport.is_closing():
+        if self._socket is not None:
+            self._socket.send(datagram, address)
+        elif not self.transport.is_closing():
             self.transport.sendto(datagram, address)
 
     # -- requests of others ------------------------------------------------------------------------------------------
 
-    def rpc_stun(self, sender: Address) -> Address:
+    def rpc_stun(self, sender: Address, request: wire.Stun) -> bytes:
         """The caller's address as seen from here."""
-        return sender
+        return wire.address_result(sender)
 
-    def rpc_ping(self, sender: Address, node_id: object) -> bytes | None:
+    def rpc_ping(self, sender: Address, request: wire.Ping) -> bytes:
         """Our id."""
-        if not ids.is_id(node_id):
-            return None
-        self.welcome(sender, node_id)
-        return self.source_node.id  # type: ignore[no-any-return]
+        self.welcome(sender, request.arguments[0])
+        return self._own_id
 
-    def rpc_find_node(self, sender: Address, node_id: object, key: object) -> list[ids.NodeTuple] | None:
+    def rpc_find_node(self, sender: Address, request: wire.FindNode) -> bytes:
         """The k live contacts closest to the key, nearest first, as many as fit."""
-        if not (ids.is_id(node_id) and ids.is_id(key)):
-            return None
+        node_id, key = request.arguments
         self.welcome(sender, node_id)
-        return wire.nodes_reply(self._nearest(key, sender))
+        return self._answers.find_node(key, sender)
 
-    def rpc_find_value(
-        self, sender: Address, node_id: object, key: object, skip: object = 0
-    ) -> dict[str, object] | list[ids.NodeTuple] | None:
+    def rpc_find_value(self, sender: Address, request: wire.FindValue) -> bytes:
         """What is held under the key, or the closest nodes where nothing is."""
-        if not (ids.is_id(node_id) and ids.is_id(key) and type(skip) is int and 0 <= skip < 2**16):
-            return None
-        self.welcome(sender, node_id)
-        nodes = self._nearest(key, sender)
-        held = self.storage.holdings(key)
-        if not held:
-            return wire.nodes_reply(nodes)
-        return wire.found_reply([holding.envelope for holding in held], nodes, self.clock.wall(), skip)
+        wanted = request.arguments
+        self.welcome(sender, wanted.node_id)
+        return self._answers.find_value(wanted.key, sender, wanted.skip)
 
-    def rpc_store(self, sender: Address, node_id: object, key: object, envelope: object) -> Any:
+    def rpc_store(self, sender: Address, request: wire.Store) -> bytes | Coroutine[Any, Any, bytes]:
         """Admit a record, or say why not; a coroutine when the sender's address has to answer a ping first."""
-        if not (ids.is_id(node_id) and ids.is_id(key)):
-            return None
+        node_id, key, envelope = request.arguments
         self.welcome(sender, node_id)
         checked = self.storage.check(key, envelope)
         if isinstance(checked, Verdict):
@@ -205,7 +218,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
             return self._verdict(self.storage.admit(key, checked))
         return self._store_after_ping(sender, key, checked)
 
-    async def _store_after_ping(self, sender: Address, key: bytes, record: Record) -> dict[str, object]:
+    async def _store_after_ping(self, sender: Address, key: bytes, record: Record) -> bytes:
         try:
             async with asyncio.timeout(PING_BACK):
                 answered, _ = await asyncio.shield(self._ping(sender))
@@ -216,14 +229,10 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         checked = self.storage.check(key, record.envelope)  # what is held may have changed meanwhile
         return self._verdict(self.storage.admit(key, checked) if isinstance(checked, Record) else checked)
 
-    def _verdict(self, verdict: Verdict) -> dict[str, object]:
+    def _verdict(self, verdict: Verdict) -> bytes:
         if verdict.reason is not None:
             self.dropped[verdict.reason] += 1
-        return wire.stored_reply(self.clock.wall(), verdict.reason, verdict.held)
-
-    def _nearest(self, key: bytes, sender: Address) -> list[ids.NodeTuple]:
-        near = self.router.closest(int.from_bytes(key), self.ksize + 1)
-        return [contact.named for contact in near if contact.address != sender][: self.ksize]
+        return wire.stored_result(self.clock.wall(), verdict.reason, verdict.held)
 
     def welcome(self, sender: Address, node_id: bytes) -> None:
         """Ping a caller that the routing table does not know, or believes dead, if it would get a place there."""
@@ -286,7 +295,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
             wait = min(2 * wait, STORE_TIMEOUT / 2)  # the holder may ping us before it answers
         call.timer = asyncio.get_running_loop().call_later(wait, self._time_out, message_id, wait)
         self._calls[message_id] = call
-        self.transport.sendto(call.datagram, address)
+        self._send(call.datagram, address)
         return call.future
 
     def _time_out(self, message_id: bytes, waited: float) -> None:
@@ -308,7 +317,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         if call is None:
             self.dropped["unasked"] += 1
             return
-        result = wire.decode_response(data)
+        result = call.read(data)
         if sender == call.address:
             self._answered(call, result)
         self._finish(call, (True, result))
@@ -322,7 +331,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
             self.round_trips.sample(call.address, asyncio.get_running_loop().time() - call.sent_at)
         contact = call.contact
         if call.is_ping:  # the only answer that says who it is
-            contact = Contact(result, *call.address) if ids.is_id(result) else None
+            contact = None if result is None else Contact(result, *call.address)
         elif contact is not None and (there := self.router.at(call.address)) is not None and there.id != contact.id:
             contact = None  # an id that somebody named drives out nobody
         if contact is not None and self.router.add_contact(contact):

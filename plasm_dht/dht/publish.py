@@ -17,11 +17,10 @@ from plasm_dht.dht.intent import Holder, Intent, Publication, Round
 from plasm_dht.dht.lookup import NodeLookup, RecordLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
-from plasm_dht.dht.storage import DEFAULT_MAX_TTL
 from plasm_dht.dht.wire import Outcome
 from plasm_dht.errors import RecordError
 from plasm_dht.identity import Identity
-from plasm_dht.record import Record, Value, bound_key, decode, shared_key, sign, verify
+from plasm_dht.record import MAX_SEQ, MAX_TTL, Record, Value, bound_key, decode, shared_key, sign, verify
 
 log = logging.getLogger(__name__)
 
@@ -200,12 +199,12 @@ class Publisher:
         issued_at = now
         if intent.withdrawn:
             end = max(intent.latest_end, now + LEAST_TOMBSTONE)
-            issued_at = max(now, end - DEFAULT_MAX_TTL * 1000)  # no longer than holders accept, if our clock went back
+            issued_at = max(now, end - MAX_TTL * 1000)  # no longer than holders accept, if our clock went back
         record = sign(
             self._identity,
             intent.name,
             intent.value,
-            seq=max(intent.last_seq + 1, now),
+            seq=min(max(intent.last_seq + 1, now), MAX_SEQ),
             issued_at=issued_at,
             expires_at=end,
             withdrawn=intent.withdrawn,
@@ -233,7 +232,7 @@ class Publisher:
                 stores[key, contact.address] = (contact, future)
 
     def _tally(self, intent: Intent, outcome: Round, key: bytes, contact: Contact, result: Outcome) -> None:
-        stored = wire.parse_stored(result[1]) if result[0] else None
+        stored: wire.Stored | None = result[1]
         if stored is None:
             return
         outcome.answered += 1
@@ -308,6 +307,10 @@ class Publisher:
             log.info("%r is only kept here: no other node acknowledged it so far", intent.name)
         if outcome.enough:
             intent.acknowledged_end = outcome.record.expires_at
+        now = self._clock.now()
+        for holders in intent.holders.values():  # after a refresh, too: over weeks the holders of a key change
+            for address in [address for address, holder in holders.items() if holder.until <= now]:
+                del holders[address]
         if owed:
             self._owe(intent, outcome.record, closest or {})
         if intent.kept_alive:
@@ -317,10 +320,7 @@ class Publisher:
 
     def _owe(self, intent: Intent, record: Record, closest: dict[bytes, list[Contact]]) -> None:
         """Whoever may have an older record alive, and the k closest, are asked again until they acknowledge it."""
-        now = self._clock.now()
         for key, holders in intent.holders.items():
-            for address in [address for address, holder in holders.items() if holder.until <= now]:
-                del holders[address]
             done = self._acknowledged(intent, key, record)
             owed = {
                 contact.address: Holder(contact, 0, record.expires_at) for contact in closest.get(key, [])

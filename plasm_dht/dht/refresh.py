@@ -5,11 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from plasm_dht.clock import Clock
 from plasm_dht.dht.due import DueQueue
-from plasm_dht.dht.storage import DEFAULT_MAX_TTL
-from plasm_dht.errors import ConfigError
 
-# Part of the TTL after which a record is refreshed.
-REFRESH_AT = 2 / 3
 # Part of the interval by which a refresh may be early, so that many records do not fire at once.
 EARLY = 0.05
 # First and longest wait before a failed refresh is tried again (s).
@@ -18,20 +14,6 @@ RETRY_FIRST, RETRY_LONGEST = 5.0, 60.0
 RETRY_LEAST = 0.2
 # Refreshes under way at once.
 LIMIT = 16
-
-
-def check_life(record_ttl: float, refresh_interval: float | None, *, what: str = "record_ttl") -> None:
-    """Raise `ConfigError` for a life, or a time between two refreshes (s), that cannot be."""
-    if (
-        isinstance(record_ttl, bool)
-        or not isinstance(record_ttl, int | float)
-        or not 1 <= record_ttl <= DEFAULT_MAX_TTL
-    ):
-        raise ConfigError(f"{what} is {record_ttl!r}: it must be from 1 to {DEFAULT_MAX_TTL} seconds")
-    if refresh_interval is not None and not 0 < refresh_interval < record_ttl:
-        raise ConfigError(
-            f"refresh_interval is {refresh_interval}: it must be above 0 and below record_ttl, {record_ttl} seconds"
-        )
 
 
 def retry_delay(failures: int, left: float) -> float:

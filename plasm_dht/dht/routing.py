@@ -14,7 +14,7 @@ from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
 
 from plasm_dht.clock import Clock
-from plasm_dht.dht.ids import ID_BYTES, TRANSIENT_ID, Address, NodeTuple
+from plasm_dht.dht.ids import ID_BYTES, TRANSIENT_ID, Address, encode_node
 
 # Missed answers in a row that make a contact stale: one is a lost datagram (the paper, section 4.1, waits for several).
 STALE_AFTER = 2
@@ -26,6 +26,9 @@ LONELY_AFTER = 3600
 NETWORK_SHARE = 2
 # Depth of the buckets away from our own id: a bucket is split until its depth is a multiple of this (the paper, 4.2).
 SPLIT_BITS = 5
+# Multiples of k that are known at one distance before strangers from there are no longer pinged. One k is enough to
+# route; two, so that of the 60 or so nearest to us, which share records with us, all are known.
+WELCOME_UP_TO = 2
 
 
 @functools.lru_cache(maxsize=16384)
@@ -37,11 +40,38 @@ def network_of(ip: str) -> str | None:
     return str(ipaddress.ip_network((ip, 24 if address.version == 4 else 64), strict=False))
 
 
-class Contact(Node):  # type: ignore[misc]  # the base library has no types
-    """A node that can be asked: its id (20 bytes), its address (ip, port), and how it answered us.
+def _closest(ids: list[int], key: int, k: int) -> list[int]:
+    """Exactly the k of the sorted ids with the smallest XOR distance to the key, nearest first."""
+    nearest: list[int] = []
+    low, high = 0, len(ids)
+    while high - low > 2 * k:  # to sort fewer is faster than to halve again
+        # All agree above the highest bit in which the first and the last differ. Of the two halves at that bit the one
+        # that agrees with the key is nearer, whole, than the other.
+        last = ids[high - 1]
+        bit = (ids[low] ^ last).bit_length() - 1
+        middle = bisect_left(ids, last >> bit << bit, low, high)
+        if key >> bit & 1:
+            if high - middle >= k:
+                low = middle
+            else:
+                nearest += sorted(ids[middle:high], key=key.__xor__)
+                k -= high - middle
+                high = middle
+        elif middle - low >= k:
+            high = middle
+        else:
+            nearest += sorted(ids[low:middle], key=key.__xor__)
+            k -= middle - low
+            low = middle
+    return nearest + sorted(ids[low:high], key=key.__xor__)[:k]
 
-    `named` is how the wire names it.
-    """
+
+def _discard(ids: list[int], each: int) -> None:
+    del ids[bisect_left(ids, each)]
+
+
+class Contact(Node):  # type: ignore[misc]  # the base library has no types
+    """A node that can be asked: its id (20 bytes), its address (ip, port), and how it answered us."""
 
     id: bytes
     ip: str
@@ -53,9 +83,7 @@ class Contact(Node):  # type: ignore[misc]  # the base library has no types
         self.missed = 0
         self.missed_since = 0.0
         self.heard_at = 0.0
-
         self.address: Address = (ip, port)
-        self.named = NodeTuple(node_id, ip, port)
 
     @property
     def is_stale(self) -> bool:
@@ -117,13 +145,18 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     def flush(self) -> None:
         """Forget everybody."""
         self.buckets = [Bucket(0, 2 ** (ID_BYTES * 8) - 1, self.ksize, self.clock)]
-        self._ids: list[int] = []  # sorted, so that the closest are found by halving the range
+        # Grows with each change of what is handed out.
+        self.version = 0
+        # How the wire names the contact of each id.
+        self.encoded: dict[int, bytes] = {}
+        # Sorted, so that the closest are found by halving the range.
+        self._live_ids: list[int] = []
+        self._stale_ids: list[int] = []
         self._by_id: dict[int, Contact] = {}
         self._by_address: dict[Address, Contact] = {}
-        self._stale_count = 0
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._by_id)
 
     def __iter__(self) -> Iterator[Contact]:
         return iter(self._by_id.values())
@@ -135,7 +168,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     @property
     def live_count(self) -> int:
         """How many contacts are not stale."""
-        return len(self._ids) - self._stale_count
+        return len(self._live_ids)
 
     def find(self, node_id: bytes) -> Contact | None:
         """The contact with this id."""
@@ -160,8 +193,15 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         """Whether an unknown id would get a place if it answered: only then is it worth a ping."""
         if node.id in (TRANSIENT_ID, self.node.id):
             return False
+        if self.count_at((node.long_id ^ self.node.long_id).bit_length() - 1) >= WELCOME_UP_TO * self.ksize:
+            return False  # who we ask ourselves enters without a ping; else each request costs two more datagrams
         bucket = self.buckets[self.get_bucket_for(node)]
         return len(bucket) < self.ksize or self._splits(bucket) or any(each.is_stale for each in bucket.nodes.values())
+
+    def count_at(self, bit: int) -> int:
+        """How many live contacts first differ from our id at this bit (159 is the highest): the paper's k-bucket."""
+        low = (self.node.long_id >> bit ^ 1) << bit
+        return bisect_left(self._live_ids, low + (1 << bit)) - bisect_left(self._live_ids, low)
 
     def is_new_node(self, node: Node) -> bool:
         """Whether no contact has this id."""
@@ -203,7 +243,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def expire_stale(self) -> None:
         """Forget who has been stale for a day."""
-        if not self._stale_count:
+        if not self._stale_ids:
             return
         limit = self.clock.monotonic() - STALE_KEPT
         for contact in [each for each in self._by_id.values() if each.is_stale and each.missed_since < limit]:
@@ -211,11 +251,12 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def closest(self, key: int, k: int, *, stale: bool = False) -> list[Contact]:
         """Exactly the k contacts of the smallest XOR distance to the key, nearest first; `stale`: only stale ones."""
-        if stale and not self._stale_count:
-            return []
-        found: list[Contact] = []
-        self._collect(key, k, stale, 0, len(self._ids), ID_BYTES * 8 - 1, found)
-        return found[:k]
+        ids = self._stale_ids if stale else self._live_ids
+        return [self._by_id[each] for each in _closest(ids, key, k)]
+
+    def closest_ids(self, key: int, k: int) -> list[int]:
+        """The ids of `closest`, of the live contacts."""
+        return _closest(self._live_ids, key, k)
 
     def find_neighbors(self, node: Node, k: int | None = None, exclude: Node | None = None) -> list[Contact]:
         """The k closest live contacts, nearest first, without the node itself and whoever has `exclude`'s address."""
@@ -233,28 +274,43 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         limit = self.clock.monotonic() - LONELY_AFTER
         return [bucket for bucket in self.buckets if bucket.last_updated <= limit]
 
-    def _collect(self, key: int, k: int, stale: bool, low: int, high: int, bit: int, found: list[Contact]) -> None:
-        """Append the contacts of `_ids[low:high]`, which agree above `bit`, nearest to the key first, up to k."""
-        ids = self._ids
-        while high - low > k and bit >= 0:
-            # Halve the range at the bit: the half that agrees with the key is nearer, whole, than the other.
-            pivot = (ids[low] >> (bit + 1) << (bit + 1)) | (1 << bit)
-            middle = bisect_left(ids, pivot, low, high)
-            near, far = ((middle, high), (low, middle)) if key >> bit & 1 else ((low, middle), (middle, high))
-            bit -= 1
-            if near[0] < near[1]:
-                self._collect(key, k, stale, *near, bit, found)
-            if len(found) >= k:
+    def neglected(self) -> list[Bucket]:
+        """Of each distance (the paper's k-bucket) without a lookup in the last hour the bucket without one for longest.
+
+        A distance may be split into 31 buckets: that makes room, and must not make 31 times the upkeep.
+        """
+        oldest: dict[int, Bucket] = {}
+        newest: dict[int, float] = {}
+        for bucket in self.buckets:
+            bit = 0 if bucket.has_in_range(self.node) else (bucket.range[0] ^ self.node.long_id).bit_length()
+            if bit not in oldest or bucket.last_updated < oldest[bit].last_updated:
+                oldest[bit] = bucket
+            newest[bit] = max(newest.get(bit, 0.0), bucket.last_updated)
+        limit = self.clock.monotonic() - LONELY_AFTER
+        return [bucket for bit, bucket in oldest.items() if newest[bit] <= limit]
+
+    def thin_ranges(self) -> Iterator[tuple[int, int]]:
+        """(lowest, highest id) of each distance with fewer than k live contacts, farthest first, as they are by then.
+
+        Only of those farther than the k closest contacts: what is nearer is in a lookup of our own id.
+        """
+        own = self.node.long_id
+        for bit in reversed(range(ID_BYTES * 8)):
+            near = self.closest(own, self.ksize)
+            if len(near) < self.ksize or (near[-1].long_id ^ own) >> bit:
                 return
-            low, high = far
-        nearest = [self._by_id[each] for each in sorted(ids[low:high], key=key.__xor__)]
-        found.extend(nearest if not self._stale_count else [each for each in nearest if each.is_stale is stale])
+            if self.count_at(bit) < self.ksize:
+                low = (own >> bit ^ 1) << bit
+                yield low, low + (1 << bit) - 1
 
     def _set_missed(self, contact: Contact, missed: int) -> None:
         """Count the missed answers of a contact in the table."""
         was_stale = contact.is_stale
         contact.missed = missed
-        self._stale_count += contact.is_stale - was_stale
+        if contact.is_stale != was_stale:
+            _discard(self._stale_ids if was_stale else self._live_ids, contact.long_id)
+            insort(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
+            self.version += 1
         if missed == 1:
             contact.missed_since = self.clock.monotonic()
 
@@ -282,17 +338,18 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         return True
 
     def _index(self, contact: Contact) -> None:
-        insort(self._ids, contact.long_id)
+        insort(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
         self._by_id[contact.long_id] = contact
-        self._stale_count += contact.is_stale
+        self.encoded[contact.long_id] = encode_node(contact.id, *contact.address)
+        self.version += 1
         self._by_address[contact.address] = contact
 
     def _drop(self, contact: Contact, *, promote: bool) -> None:
         bucket = self.buckets[self.get_bucket_for(contact)]
         del bucket.nodes[contact.id]
-        del self._ids[bisect_left(self._ids, contact.long_id)]
-        del self._by_id[contact.long_id]
-        self._stale_count -= contact.is_stale
+        _discard(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
+        del self._by_id[contact.long_id], self.encoded[contact.long_id]
+        self.version += 1
         if self._by_address.get(contact.address) is contact:
             del self._by_address[contact.address]
         while promote and bucket.replacement_nodes:

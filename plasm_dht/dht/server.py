@@ -3,29 +3,43 @@
 It wires the rooms below it and owns their tasks; what they do is theirs.
 """
 
+from __future__ import annotations  # what only a publisher or a holder needs is not imported for its name
+
 import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kademlia.network import Server
 
 from plasm_dht.clock import Clock
 from plasm_dht.dht import ids
 from plasm_dht.dht.ids import Address
-from plasm_dht.dht.intent import Intent, Publication, Standing
-from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, RecordLookup
 from plasm_dht.dht.membership import Membership, check_address
 from plasm_dht.dht.protocol import PlasmProtocol
-from plasm_dht.dht.publish import Publisher
-from plasm_dht.dht.refresh import REFRESH_AT, Refresher, check_life
-from plasm_dht.dht.replicate import Replicator
+from plasm_dht.dht.read import Reader
 from plasm_dht.dht.routing import Contact
-from plasm_dht.dht.storage import DEFAULT_MAX_BYTES, DEFAULT_MAX_RECORDS, DEFAULT_MAX_TTL, RecordStorage
+from plasm_dht.dht.storage import DEFAULT_MAX_BYTES, DEFAULT_MAX_RECORDS, RecordStorage
 from plasm_dht.errors import ConfigError, IdentityError, ListenError, PlasmError
-from plasm_dht.identity import Identity, parse_publisher_id
-from plasm_dht.record import Record, Value, bound_key, check_name, check_value, freshest_first, shared_key, sign
+from plasm_dht.identity import Identity
+from plasm_dht.record import (
+    MAX_TTL,
+    REFRESH_AT,
+    Record,
+    Value,
+    check_life,
+    check_name,
+    check_value,
+    shared_key,
+    sign,
+)
+
+if TYPE_CHECKING:
+    from plasm_dht.dht.intent import Intent, Publication, Standing
+    from plasm_dht.dht.publish import Publisher
+    from plasm_dht.dht.refresh import Refresher
+    from plasm_dht.dht.replicate import Replicator
 
 log = logging.getLogger(__name__)
 _Room = TypeVar("_Room")
@@ -34,7 +48,7 @@ DEFAULT_TTL = 3600
 # A clean stop withdraws what it can in this time (s).
 WITHDRAW_WITHIN = 3.0
 # Records that one slice of forgetting looks at.
-FORGET_SLICE = 1000
+FORGET_SLICE = 200
 
 
 class PlasmServer(Server):  # type: ignore[misc]  # the base library has no types
@@ -67,7 +81,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         clock: Clock | None = None,
         rate_limit: float | None = 2000,
         quorum: int = 3,
-        max_ttl: int = DEFAULT_MAX_TTL,
+        max_ttl: int = MAX_TTL,
         max_records: int = DEFAULT_MAX_RECORDS,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
@@ -96,10 +110,10 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         self.refresh_interval = record_ttl * REFRESH_AT if refresh_interval is None else refresh_interval
         self.quorum = quorum
         self._rate_limit = rate_limit
-        self._reader_offset = 0
         self._tasks: asyncio.TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None
         self._membership: Membership | None = None
+        self._reader: Reader | None = None
         self._publisher: Publisher | None = None
         self._refresher: Refresher | None = None
         self._replicator: Replicator | None = None
@@ -246,17 +260,19 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         self, name: str, *, trust: Sequence[str] | None = None, timeout: float | None = None
     ) -> Record | None:
         """As `get`, the whole record."""
-        records = await self._find(name, self.quorum, trust, timeout)
+        records = await self._listening(self._reader).find(name, quorum=self.quorum, trust=trust, timeout=timeout)
         return records[0] if records else None
 
     async def get_records(
         self, name: str, *, trust: Sequence[str] | None = None, timeout: float | None = None
     ) -> list[Record]:
         """Every publisher's live record, freshest first, after asking all k closest holders."""
-        return await self._find(name, None, trust, timeout)
+        return await self._listening(self._reader).find(name, quorum=None, trust=trust, timeout=timeout)
 
     def standing(self, name: str) -> Standing | None:
         """How what is kept alive under the name stands; `None` when nothing is."""
+        from plasm_dht.dht.intent import Standing
+
         intent = self._publisher.intents.get(name) if self._publisher is not None else None
         if intent is None or intent.record is None or not intent.kept_alive:
             return None
@@ -265,7 +281,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
     def now(self) -> int:
         """Unix ms as the last reading made believe: the network's time where our own clock is wrong."""
-        return self.clock.now() + self._reader_offset
+        return self.clock.now() if self._reader is None else self._reader.now()
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -283,10 +299,16 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
     def _wire_rooms(self) -> None:
         rooms: dict[str, Any] = {"k": self.ksize, "alpha": self.alpha}
         self._membership = Membership(self.protocol, self.clock, tidy=self._tidy, **rooms)
+        self._reader = Reader(self.protocol, self.clock, repair=self._repair, **rooms)
         if not self.is_transient:
+            from plasm_dht.dht.replicate import Replicator
+
             self._replicator = Replicator(self.protocol, self.clock, **rooms)
             self.storage.on_change = self._replicator.on_change
         if self.identity is not None:
+            from plasm_dht.dht.publish import Publisher
+            from plasm_dht.dht.refresh import Refresher
+
             self._publisher = Publisher(self.identity, self.protocol, self.clock, on_round=self._on_round, **rooms)
             self._refresher = Refresher(self._publisher.refresh, self.clock)
 
@@ -318,6 +340,10 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
             self._replicator.on_contact(contact)
         if self._publisher is not None:
             self._publisher.on_contact()
+
+    def _repair(self, pairs: Iterable[tuple[Contact, Record]], key: bytes) -> None:
+        if self._replicator is not None:
+            self._spawn(self._replicator.repair(pairs, key))
 
     def _on_round(self, intent: Intent, enough: bool, took: float) -> None:
         """Schedule the next refresh: in time, or soon when too few holders acknowledged this one."""
@@ -384,33 +410,8 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         else:
             log.info("%d records were withdrawn", told)
 
-    # -- reading -----------------------------------------------------------------------------------------------------
 
-    async def _find(
-        self, name: str, quorum: int | None, trust: Sequence[str] | None, timeout: float | None
-    ) -> list[Record]:
-        check_name(name)
-        self._listening(self.protocol)
-        publishers = frozenset(parse_publisher_id(publisher) for publisher in trust or ())
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (LOOKUP_TIMEOUT if timeout is None else timeout)
-        lookups = [self._lookup(bound_key(each, name), quorum, publishers) for each in sorted(publishers)]
-        await asyncio.gather(*(lookup.run(deadline - loop.time()) for lookup in lookups))
-        if not any(lookup.winners for lookup in lookups):
-            lookups = [self._lookup(shared_key(name), quorum, publishers)]
-            await lookups[0].run(deadline - loop.time())
-        self._reader_offset = lookups[0].now() - self.clock.now()
-        if self._replicator is not None:
-            for lookup in lookups:
-                if outdated := lookup.outdated():
-                    self._spawn(self._replicator.repair(outdated, lookup.target.id))
-        return freshest_first(record for lookup in lookups for record in lookup.live())
-
-    def _lookup(self, key: bytes, quorum: int | None, trust: frozenset[bytes]) -> RecordLookup:
-        return RecordLookup(self.protocol, key, k=self.ksize, alpha=self.alpha, quorum=quorum, trust=trust)
-
-
-def _report(runner: "asyncio.Task[None]") -> None:
+def _report(runner: asyncio.Task[None]) -> None:
     """Say it at once when a part of the node has failed: that is a bug, and nobody may be waiting for the task."""
     if not runner.cancelled() and (error := runner.exception()) is not None:
         log.critical("the node has stopped because a part of it failed", exc_info=error)

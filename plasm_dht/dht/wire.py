@@ -1,16 +1,15 @@
 """The shapes of requests and replies, encoded and decoded, and what fits a datagram. docs/wire.md specifies them.
 
 Bytes in, values out: no sockets, no state. A decoder of what the network sent returns `None` for what is not of the
-shape.
+shape. A result is msgpack, ready to be sent behind the header of its response.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from plasm_dht.dht.ids import ID_BYTES, TRANSIENT_ID, NodeTuple, is_reachable
+from plasm_dht.dht.ids import ID_BYTES, Address, NodeTuple
 
 # The least IPv6 MTU of 1,280 bytes (RFC 8200, section 5) less 40 bytes of IPv6 and 8 of UDP header.
 MAX_DATAGRAM = 1232
@@ -22,23 +21,165 @@ HEADER = 1 + ID_BYTES
 MAX_NODES_READ = 40
 # Nodes that a reply carries before further records: enough for a lookup to go on (contract, "On the wire").
 NODES_FIRST = 4
+# Times outside of 1970 to 2200 (Unix ms) are junk; they would also overflow what we compute with them.
+MAX_TIME = 7_258_118_400_000
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
-_decode_request = msgspec.msgpack.Decoder(tuple[str, list[Any]]).decode
 _DECODE_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError, ValueError)
 
-# A call's outcome, as in rpcudp: whether there was an answer, and its result.
+# A call's outcome, as in rpcudp: whether there was an answer, and what its decoder made of it.
 Outcome = tuple[bool, Any]
 NO_ANSWER: Outcome = (False, None)
-_T = TypeVar("_T")
+
+# -- requests --------------------------------------------------------------------------------------------------------
+
+Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class _Request(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True, gc=False):
+    """A request is the array [name, [arguments]]."""
+
+
+class Ping(_Request, frozen=True, gc=False, tag="ping"):
+    """`ping(node_id)`."""
+
+    arguments: tuple[Id]
+
+
+class Stun(_Request, frozen=True, gc=False, tag="stun"):
+    """`stun()`."""
+
+    arguments: tuple[()]
+
+
+class Store(_Request, frozen=True, gc=False, tag="store"):
+    """`store(node_id, key, envelope)`."""
+
+    arguments: tuple[Id, Id, Any]
+
+
+class FindNode(_Request, frozen=True, gc=False, tag="find_node"):
+    """`find_node(node_id, key)`."""
+
+    arguments: tuple[Id, Id]
+
+
+class Wanted(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True, gc=False):
+    """The arguments of `find_value`; `skip` is how many envelopes the reader has seen."""
+
+    node_id: Id
+    key: Id
+    skip: Annotated[int, msgspec.Meta(ge=0, lt=2**16)] = 0
+
+
+class FindValue(_Request, frozen=True, gc=False, tag="find_value"):
+    """`find_value(node_id, key)`, and `skip` as a third argument."""
+
+    arguments: Wanted
+
+
+Request: TypeAlias = Ping | Stun | Store | FindNode | FindValue
+_decode_request: Callable[[bytes | memoryview], Request] = msgspec.msgpack.Decoder(Request).decode
+
+
+def encode_request(message_id: bytes, name: str, arguments: Sequence[object]) -> bytes:
+    """The datagram of a request."""
+    return REQUEST + message_id + _encode((name, arguments))
+
+
+def decode_request(datagram: bytes | memoryview) -> Request | None:
+    """The request in a datagram."""
+    try:
+        return _decode_request(datagram[HEADER:])
+    except _DECODE_ERRORS:
+        return None
+
+
+# -- results that we send --------------------------------------------------------------------------------------------
+
+
+def response(message_id: bytes, result: bytes) -> bytes:
+    """The datagram of a response."""
+    return RESPONSE + message_id + result
+
+
+def id_result(node_id: bytes) -> bytes:
+    """The result of `ping`."""
+    return _encode(node_id)
+
+
+def address_result(address: Address) -> bytes:
+    """The result of `stun`."""
+    return _encode(address)
+
+
+def stored_result(now: int, reason: str | None = None, held: bytes | None = None) -> bytes:
+    """The result of `store`; `now` in Unix ms."""
+    return _encode({"ok": reason is None, "reason": reason, "held": held, "now": now})
+
+
+def nodes_result(nodes: Sequence[bytes]) -> bytes:
+    """The result of `find_node`: as many of the encoded nodes as fit a datagram, the farthest left out."""
+    return _array(nodes, _fitting(nodes, MAX_DATAGRAM - HEADER - 3))
+
+
+def found_result(envelopes: Sequence[bytes], nodes: Sequence[bytes], skip: int = 0) -> bytes:
+    """The result of `find_value` where `envelopes` (freshest first) are held, up to where `time_result` follows.
+
+    `nodes` are encoded, nearest first.
+    """
+    left = envelopes[skip:]
+    value = _encode(left[0] if left else None)
+    records = [_encode(envelope) for envelope in left[1:]]
+    room = MAX_DATAGRAM - HEADER - _FOUND_AROUND - len(value)
+    near = _fitting(nodes[:NODES_FIRST], room)
+    room -= sum(map(len, nodes[:near]))
+    shown = _fitting(records, room)
+    room -= sum(map(len, records[:shown]))
+    near += _fitting(nodes[near:], room) if near == NODES_FIRST else 0
+    return b"".join(
+        (
+            b"\x85\xa5value", value, b"\xa7records", _array(records, shown), b"\xa5nodes", _array(nodes, near),
+            b"\xa4more", _encode(shown < len(records)), b"\xa3now",
+        )
+    )  # fmt: skip
+
+
+# What is around the envelopes and nodes of a found result: a map, its keys, two arrays of up to 65,535 items, a bool
+# and a time.
+_FOUND_AROUND = len(b"\x85\xa5value\xa7records\xa5nodes\xa4more\xa3now") + 2 * 3 + 1 + 9
+
+
+def time_result(now: int) -> bytes:
+    """The end of a found result: our time in Unix ms."""
+    return b"\xcf" + now.to_bytes(8) if now >= 2**32 else _encode(now)
+
+
+def _array(items: Sequence[bytes], count: int) -> bytes:
+    """The first so many encoded items as a msgpack array."""
+    header = bytes((0x90 + count,)) if count < 16 else b"\xdc" + count.to_bytes(2)
+    return header + b"".join(items[:count])
+
+
+def _fitting(items: Sequence[bytes], room: int) -> int:
+    """How many of the first items fit `room` bytes together."""
+    if sum(map(len, items)) <= room:
+        return len(items)
+    for count, item in enumerate(items):
+        room -= len(item)
+        if room < 0:
+            return count
+    return len(items)
+
+
+# -- replies that we get ---------------------------------------------------------------------------------------------
+
+
+class Found(msgspec.Struct, frozen=True, gc=False):
     """A reply to `find_value` or `find_node`.
 
-    The envelopes are unverified; `more` tells that there are others; `now` is the answerer's clock in Unix ms.
+    The envelopes are unverified, and the nodes may be nonsense (`ids.is_askable`); `more` tells that there are other
+    envelopes; `now` is the answerer's clock in Unix ms.
     """
 
     envelopes: list[bytes]
@@ -47,8 +188,7 @@ class Found:
     now: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """A reply to `store`: whether it was accepted, else why not and what is held instead; the holder's clock (ms)."""
 
     ok: bool
@@ -57,128 +197,80 @@ class Stored:
     now: int | None = None
 
 
-def encode_request(message_id: bytes, name: str, arguments: Sequence[object]) -> bytes:
-    """The datagram of a request."""
-    return REQUEST + message_id + _encode((name, arguments))
+class _FoundMap(msgspec.Struct, gc=False):
+    value: Any
+    records: list[Any] = []
+    nodes: list[NodeTuple] = []
+    more: Any = False
+    now: Any = None
 
 
-def encode_response(message_id: bytes, result: object) -> bytes:
-    """The datagram of a response."""
-    return RESPONSE + message_id + _encode(result)
+class _StoredMap(msgspec.Struct, gc=False):
+    ok: Any = None
+    reason: Any = None
+    held: Any = None
+    now: Any = None
 
 
-def decode_request(datagram: bytes) -> tuple[str, list[Any]] | None:
-    """The name and the arguments of a request."""
+_decode_id = msgspec.msgpack.Decoder(Id).decode
+_decode_address = msgspec.msgpack.Decoder(tuple[str, int]).decode
+_decode_found = msgspec.msgpack.Decoder(list[NodeTuple] | _FoundMap).decode
+_decode_stored = msgspec.msgpack.Decoder(bool | _StoredMap).decode
+
+
+def read_id(datagram: bytes | memoryview) -> bytes | None:
+    """The id in a response to `ping`."""
     try:
-        return _decode_request(memoryview(datagram)[HEADER:])
+        return _decode_id(datagram[HEADER:])
     except _DECODE_ERRORS:
         return None
 
 
-def decode_response(datagram: bytes) -> Any:
-    """The result in a response; `None` also for a result of nil, which no request has."""
+def read_address(datagram: bytes | memoryview) -> Address | None:
+    """The (ip, port) in a response to `stun`."""
     try:
-        return _decode(memoryview(datagram)[HEADER:])
+        return _decode_address(datagram[HEADER:])
     except _DECODE_ERRORS:
         return None
 
 
-def parse_nodes(value: object) -> list[NodeTuple] | None:
-    """The nodes in a reply, without those that nobody could ask."""
+def read_found(datagram: bytes | memoryview) -> Found | None:
+    """What is in a response to `find_value` or `find_node`."""
     try:
-        named = msgspec.convert(value, list[tuple[bytes, str, int]], builtin_types=(bytes,))  # else text is base64
-    except msgspec.ValidationError:
+        found = _decode_found(datagram[HEADER:])
+    except _DECODE_ERRORS:
         return None
-    # An IPv6 zone means nothing elsewhere and is arbitrary text: asyncio closes our socket over one with a NUL in it.
-    return [
-        NodeTuple(node_id, ip, port)
-        for node_id, ip, port in named[:MAX_NODES_READ]
-        if len(node_id) == ID_BYTES
-        and 0 < port < 65536
-        and node_id != TRANSIENT_ID
-        and "%" not in ip
-        and is_reachable(ip)
-    ]
+    if isinstance(found, list):
+        return Found([], found[:MAX_NODES_READ])
+    envelopes = [item for item in (found.value, *found.records[:MAX_NODES_READ]) if type(item) is bytes]
+    return Found(envelopes, found.nodes[:MAX_NODES_READ], found.more is True, _time(found.now))
 
 
-def parse_found(reply: object) -> Found | None:
-    """A reply to `find_value` or `find_node`."""
-    if isinstance(reply, list):
-        nodes = parse_nodes(reply)
-        return None if nodes is None else Found([], nodes)
-    if not isinstance(reply, dict) or "value" not in reply:
+def read_stored(datagram: bytes | memoryview) -> Stored | None:
+    """What is in a response to `store`, of ours or of a stock node."""
+    try:
+        stored = _decode_stored(datagram[HEADER:])
+    except _DECODE_ERRORS:
         return None
-    nodes = parse_nodes(reply.get("nodes", []))
-    records = reply.get("records", [])
-    if nodes is None or not isinstance(records, list):
-        return None
-    envelopes = [item for item in [reply["value"], *records[:MAX_NODES_READ]] if type(item) is bytes]
-    return Found(envelopes, nodes, reply.get("more") is True, _parse_now(reply))
-
-
-def parse_stored(reply: object) -> Stored | None:
-    """A reply to `store`, of ours or of a stock node."""
-    if reply is True or reply is False:
-        return Stored(reply)
-    if not isinstance(reply, dict):
-        return None
-    reason, held = reply.get("reason"), reply.get("held")
+    if isinstance(stored, bool):
+        return Stored(stored)
+    reason, held = stored.reason, stored.held
     return Stored(
-        reply.get("ok") is True,
+        stored.ok is True,
         reason if type(reason) is str and len(reason) < 32 and reason.isidentifier() else None,
         held if type(held) is bytes else None,
-        _parse_now(reply),
+        _time(stored.now),
     )
 
 
-def stored_reply(now: int, reason: str | None = None, held: bytes | None = None) -> dict[str, object]:
-    """The result of `store`."""
-    return {"ok": reason is None, "reason": reason, "held": held, "now": now}
+READERS = {
+    "ping": read_id,
+    "stun": read_address,
+    "find_node": read_found,
+    "find_value": read_found,
+    "store": read_stored,
+}
 
 
-def nodes_reply(nodes: Iterable[NodeTuple]) -> list[NodeTuple]:
-    """The result of `find_node`: as many nodes as fit a datagram, the farthest left out."""
-    return _fitting(list(nodes), _node_size, MAX_DATAGRAM - HEADER - 3)
-
-
-def found_reply(envelopes: Sequence[bytes], nodes: Iterable[NodeTuple], now: int, skip: int = 0) -> dict[str, object]:
-    """The result of `find_value` where `envelopes` (freshest first) are held; `nodes` nearest first."""
-    left = list(envelopes[skip:])
-    near = list(nodes)
-    reply: dict[str, Any] = {"value": left[0] if left else None, "records": [], "nodes": [], "more": True, "now": now}
-    # 4: the two arrays' headers may grow by two bytes each
-    room = MAX_DATAGRAM - HEADER - len(_encode(reply)) - 4
-    reply["nodes"] = _fitting(near[:NODES_FIRST], _node_size, room)
-    room -= sum(map(_node_size, reply["nodes"]))
-    reply["records"] = _fitting(left[1:], _envelope_size, room)
-    room -= sum(map(_envelope_size, reply["records"]))
-    reply["nodes"] += _fitting(near[NODES_FIRST:], _node_size, room)
-    reply["more"] = 1 + len(reply["records"]) < len(left)
-    return reply
-
-
-def _fitting(items: Sequence[_T], size: Callable[[_T], int], room: int) -> list[_T]:
-    """The first items whose encodings fit `room` bytes together."""
-    if sum(map(size, items)) <= room:
-        return list(items)
-    for count, item in enumerate(items):
-        room -= size(item)
-        if room < 0:
-            return list(items[:count])
-    return list(items)
-
-
-def _node_size(node: NodeTuple) -> int:
-    """Bytes of an encoded node, at most: an array, 20 bytes of id, the IP address, a port of up to two bytes."""
-    return 1 + (2 + ID_BYTES) + (2 + len(node.ip)) + 3
-
-
-def _envelope_size(envelope: bytes) -> int:
-    """Bytes of an encoded envelope, at most."""
-    return 3 + len(envelope)
-
-
-def _parse_now(reply: dict[Any, Any]) -> int | None:
-    now = reply.get("now")
-    # A time outside of 1970 to 2200 is junk; it would also overflow what we compute with it.
-    return now if type(now) is int and 0 < now < 7_258_118_400_000 else None
+def _time(now: object) -> int | None:
+    return now if type(now) is int and 0 < now < MAX_TIME else None

@@ -38,7 +38,10 @@ def filled(numbers: list[int], *, k: int = 20, own: int = OWN) -> PlasmRoutingTa
 def check(router: PlasmRoutingTable) -> None:
     """What must hold of every table at any time."""
     in_buckets = [each for bucket in router.buckets for each in bucket.nodes.values()]
-    assert sorted(each.long_id for each in in_buckets) == sorted(each.long_id for each in router) == router._ids
+    assert sorted(each.long_id for each in in_buckets) == sorted(each.long_id for each in router)
+    assert sorted(router._live_ids + router._stale_ids) == sorted(each.long_id for each in router)
+    assert router._live_ids == sorted(router._live_ids)
+    assert router._stale_ids == sorted(each.long_id for each in router if each.is_stale)
     assert len({each.address for each in router}) == len(router) == len(router._by_address)
     assert router.live_count == len(router.live())
     edges = [(0, -1), *(bucket.range for bucket in router.buckets)]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plasm_dht.dht import wire
-from plasm_dht.dht.ids import NodeTuple, is_reachable
+from plasm_dht.dht.ids import NodeTuple, encode_node, is_askable
 from plasm_dht.dht.wire import Found, Stored
 from tests.dht.support import HERE, START
 
@@ -19,6 +19,7 @@ ports = st.integers(1, 65535)
 ips = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str))
 nodes = st.builds(NodeTuple, ids, ips, ports)
 envelopes = st.binary(min_size=69, max_size=1000)
+times = st.integers(0, wire.MAX_TIME - 1)
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(), st.binary(max_size=1000)
 )
@@ -32,6 +33,9 @@ anything = st.recursive(
 )
 
 
+ID = b"\x01" * 20
+
+
 # -- frames ----------------------------------------------------------------------------------------------------------
 
 
@@ -41,27 +45,56 @@ def test_a_request_has_the_bytes_that_rpcudp_sends(message_id: bytes, name: str,
     assert frame == b"\x00" + message_id + umsgpack.packb([name, tuple(arguments)])
 
 
-@given(ids, carried)
-def test_a_response_has_the_bytes_that_rpcudp_sends(message_id: bytes, result: Any) -> None:
-    assert wire.encode_response(message_id, result) == b"\x01" + message_id + umsgpack.packb(result)
+@given(ids, st.booleans(), st.one_of(st.none(), st.text(max_size=31)), st.one_of(st.none(), envelopes), times)
+def test_a_response_has_the_bytes_that_rpcudp_sends(
+    message_id: bytes, ok: bool, reason: str | None, held: bytes | None, now: int
+) -> None:
+    stored = {"ok": reason is None, "reason": reason, "held": held, "now": now}
+    for result, value in (
+        (wire.id_result(message_id), message_id),
+        (wire.address_result((HERE, 8468)), (HERE, 8468)),
+        (wire.stored_result(now, reason, held), stored),
+    ):
+        assert wire.response(message_id, result) == b"\x01" + message_id + umsgpack.packb(value)
 
 
-@given(ids, st.lists(carried.filter(lambda value: value == value), max_size=4))
-def test_what_rpcudp_sends_is_read(message_id: bytes, arguments: list[Any]) -> None:
-    request = wire.decode_request(b"\x00" + message_id + umsgpack.packb(["store", tuple(arguments)]))
-    assert request is not None
-    assert repr(request) == repr(("store", arguments))
-    response = wire.decode_response(b"\x01" + message_id + umsgpack.packb(arguments))
-    assert repr(response) == repr(arguments)
+@given(st.lists(nodes, max_size=40))
+def test_a_list_of_nodes_has_the_bytes_of_umsgpack(near: list[NodeTuple]) -> None:
+    result = wire.nodes_result([encode_node(*node) for node in near])
+    assert result == umsgpack.packb([tuple(node) for node in near[: len(umsgpack.unpackb(result))]])
+
+
+@given(st.lists(envelopes, max_size=34), st.lists(nodes, max_size=21), times, st.integers(0, 40))
+def test_what_was_found_has_the_bytes_of_umsgpack(
+    held: list[bytes], near: list[NodeTuple], now: int, skip: int
+) -> None:
+    result = wire.found_result(held, [encode_node(*node) for node in near], skip) + wire.time_result(now)
+    assert result == umsgpack.packb(umsgpack.unpackb(result))
+
+
+REQUESTS = {
+    "ping": wire.Ping, "stun": wire.Stun, "store": wire.Store, "find_node": wire.FindNode, "find_value": wire.FindValue,
+}  # fmt: skip
+
+
+@given(ids, st.sampled_from(sorted(REQUESTS)), ids, ids, carried.filter(lambda value: value == value))
+def test_what_rpcudp_sends_is_read(message_id: bytes, name: str, caller: bytes, key: bytes, value: Any) -> None:
+    arguments = {"ping": (caller,), "stun": (), "store": (caller, key, value)}.get(name, (caller, key))
+    request = wire.decode_request(b"\x00" + message_id + umsgpack.packb([name, arguments]))
+    assert type(request) is REQUESTS[name]
+    if isinstance(request, wire.FindValue):
+        assert request.arguments == wire.Wanted(caller, key, 0)
+    else:
+        assert repr(request.arguments) == repr(arguments)
 
 
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_never_raise(data: bytes) -> None:
     for frame in (data, bytes(21) + data, bytes(21) + b"\x92\xa4ping" + data):
         request = wire.decode_request(frame)
-        assert request is None or (type(request[0]) is str and type(request[1]) is list)
-        wire.parse_found(wire.decode_response(frame))
-        wire.parse_stored(wire.decode_response(frame))
+        assert request is None or type(request) in REQUESTS.values()
+        for read in wire.READERS.values():
+            read(frame)
 
 
 @pytest.mark.parametrize(
@@ -72,26 +105,36 @@ def test_arbitrary_bytes_never_raise(data: bytes) -> None:
          "endless text", "time 96", "time 64"],
 )  # fmt: skip
 def test_hostile_msgpack_is_nothing(content: bytes) -> None:
-    assert wire.decode_response(bytes(21) + content) is None
+    for read in wire.READERS.values():
+        assert read(bytes(21) + content) is None
     assert wire.decode_request(bytes(21) + content) is None
     assert wire.decode_request(bytes(21) + b"\x92\xa4ping\x91" + content) is None
 
 
 @pytest.mark.parametrize(
-    "content", [["ping"], ["ping", [], 1], ["ping", {}], [b"ping", []], [1, []], {"ping": []}, None]
+    "content", [["ping"], ["ping", [ID], 1], ["ping", {}], [b"ping", [ID]], [1, [ID]], {"ping": [ID]}, None]
 )
 def test_a_request_is_a_name_and_a_list_of_arguments(content: Any) -> None:
     assert wire.decode_request(bytes(21) + umsgpack.packb(content)) is None
-    assert wire.decode_request(bytes(21) + umsgpack.packb(["ping", [1]])) == ("ping", [1])
+    assert wire.decode_request(bytes(21) + umsgpack.packb(["ping", [ID]])) == wire.Ping((ID,))
 
 
 # -- what fits -------------------------------------------------------------------------------------------------------
 
 
-def encoded(reply: object) -> bytes:
-    frame = wire.encode_response(bytes(20), reply)
-    assert len(frame) <= 1232
-    return frame
+def read_back(result: bytes) -> Any:
+    """The result as a stock node reads it."""
+    assert len(wire.response(bytes(20), result)) <= 1232
+    return umsgpack.unpackb(result)
+
+
+def found(held: list[bytes], near: list[NodeTuple], now: int = START, skip: int = 0) -> Any:
+    reply = read_back(wire.found_result(held, [encode_node(*node) for node in near], skip) + wire.time_result(now))
+    return reply | {"nodes": [NodeTuple(*node) for node in reply["nodes"]]}
+
+
+def named(near: list[NodeTuple]) -> list[NodeTuple]:
+    return [NodeTuple(*node) for node in read_back(wire.nodes_result([encode_node(*node) for node in near]))]
 
 
 def order_of(envelopes: list[bytes], near: list[NodeTuple], now: int, skip: int) -> dict[str, Any]:
@@ -101,62 +144,61 @@ def order_of(envelopes: list[bytes], near: list[NodeTuple], now: int, skip: int)
     for items, where in ((near[:4], "nodes"), (left[1:], "records"), (near[4:], "nodes")):
         for item in items:
             reply[where].append(item)
-            if len(wire.encode_response(bytes(20), reply)) > 1232:
+            if 21 + len(umsgpack.packb(reply)) > 1232:
                 reply[where].pop()
                 break
     reply["more"] = 1 + len(reply["records"]) < len(left)
     return reply
 
 
-@given(st.lists(envelopes, max_size=34), st.lists(nodes, max_size=21), st.integers(1, 2**63), st.integers(0, 40))
+@given(st.lists(envelopes, max_size=34), st.lists(nodes, max_size=21), st.integers(2**40, 2**42), st.integers(0, 40))
 def test_every_reply_to_find_value_fits_a_datagram(
     held: list[bytes], near: list[NodeTuple], now: int, skip: int
 ) -> None:
-    reply: Any = wire.found_reply(held, near, now, skip)
-    encoded(reply)
+    reply = found(held, near, now, skip)
     left = held[skip:]
     assert reply["value"] == (left[0] if left else None)
     assert reply["records"] == left[1 : 1 + len(reply["records"])]
     assert reply["more"] is (len(reply["records"]) + 1 < len(left))
     assert reply["now"] == now
-    assert reply["nodes"][:4] == near[: len(reply["nodes"][:4])]
+    assert reply["nodes"] == near[: len(reply["nodes"])]
     expected = order_of(held, near, now, skip)
-    assert len(reply["nodes"][:4]) == len(expected["nodes"][:4])
     if all(len(each) >= 240 for each in left):  # few enough that no header grows
         assert len(expected["records"]) - len(reply["records"]) in (0, 1)
+        assert len(expected["nodes"][:4]) - len(reply["nodes"][:4]) in (0, 1)
 
 
 @given(st.lists(nodes, max_size=60))
 def test_every_list_of_nodes_fits_a_datagram(near: list[NodeTuple]) -> None:
-    reply = wire.nodes_reply(near)
-    frame = encoded(reply)
+    reply = named(near)
     assert reply == near[: len(reply)]
     if len(reply) < len(near):
-        assert len(frame) + 1 + 22 + 2 + len(near[len(reply)].ip) + 3 > 1232 - 3 - 4 * len(reply)
+        sizes = [len(encode_node(*node)) for node in near]
+        assert 21 + 3 + sum(sizes[: len(reply) + 1]) > 1232
 
 
 NEAR = [NodeTuple(bytes([n]) * 20, f"203.0.113.{n}", 8468) for n in range(1, 21)]
 
 
 def test_twenty_nodes_fit_one_datagram() -> None:
-    assert len(wire.nodes_reply(NEAR)) == 20
+    assert len(named(NEAR)) == 20
 
 
 def test_a_reply_is_filled_in_the_order_of_the_contract() -> None:
     small = [bytes([n]) * 100 for n in range(8)]
-    everything: Any = wire.found_reply(small[:2], NEAR[:6], START)
+    everything = found(small[:2], NEAR[:6], START)
     assert everything == {
         "value": small[0], "records": [small[1]], "nodes": NEAR[:6], "more": False,
         "now": START,
     }  # fmt: skip
-    records_first: Any = wire.found_reply(small, NEAR, START)
+    records_first = found(small, NEAR, START)
     assert records_first["records"] == small[1:]
     assert 4 < len(records_first["nodes"]) < 20
     for size, nodes_there in ((265, 9), (330, 4)):  # of which a record more, or a node less, would be another order
-        crowded: Any = wire.found_reply([bytes([n]) * size for n in range(8)], NEAR, START)
+        crowded = found([bytes([n]) * size for n in range(8)], NEAR, START)
         assert (len(crowded["records"]), len(crowded["nodes"])) == (2, nodes_there)
         assert crowded["more"]
-    largest: Any = wire.found_reply([bytes(1000), bytes(1000)], NEAR, START)
+    largest = found([bytes(1000), bytes(1000)], NEAR, START)
     assert largest["value"] == bytes(1000)
     assert largest["records"] == []
     assert 1 <= len(largest["nodes"]) <= 4
@@ -165,9 +207,9 @@ def test_a_reply_is_filled_in_the_order_of_the_contract() -> None:
 
 def test_no_envelope_is_ever_skipped_over() -> None:
     held = [bytes(100), bytes([1]) * 1000, bytes([2]) * 100]
-    reply: Any = wire.found_reply(held, [], START)
+    reply = found(held, [], START)
     assert reply["records"] == held[1:2]
-    reply = wire.found_reply([bytes(600), bytes([1]) * 1000, bytes([2]) * 100], [], START)
+    reply = found([bytes(600), bytes([1]) * 1000, bytes([2]) * 100], [], START)
     assert reply["records"] == []  # the third fits, the second does not: a reader skips by count
     assert reply["more"]
 
@@ -176,16 +218,17 @@ def test_no_envelope_is_ever_skipped_over() -> None:
 def test_a_reader_that_skips_sees_every_envelope(held: list[bytes], near: list[NodeTuple]) -> None:
     seen: list[bytes] = []
     for _ in range(40):
-        found = wire.parse_found(wire.decode_response(encoded(wire.found_reply(held, near, START, len(seen)))))
-        assert found is not None
-        seen += found.envelopes
-        if not found.more:
+        result = wire.found_result(held, [encode_node(*node) for node in near], len(seen)) + wire.time_result(START)
+        reply = wire.read_found(wire.response(ID, result))
+        assert reply is not None
+        seen += reply.envelopes
+        if not reply.more:
             break
     assert seen == held
 
 
 def test_a_reply_to_store_with_the_largest_envelope_fits() -> None:
-    encoded(wire.stored_reply(2**63, "ttl_too_long", bytes(1000)))
+    read_back(wire.stored_result(2**63, "ttl_too_long", bytes(1000)))
     request = wire.encode_request(bytes(20), "store", (bytes(20), bytes(20), bytes(1000)))
     assert len(request) <= 1232
 
@@ -193,28 +236,27 @@ def test_a_reply_to_store_with_the_largest_envelope_fits() -> None:
 # -- what is read ----------------------------------------------------------------------------------------------------
 
 
+def response_of(value: object) -> bytes:
+    return bytes(21) + msgspec.msgpack.encode(value)
+
+
 @given(anything)
-def test_parsing_arbitrary_values_never_raises(value: Any) -> None:
+def test_reading_arbitrary_values_never_raises(value: Any) -> None:
     for each in (value, {"value": value}, {"value": b"", "records": value, "nodes": [], "now": value, "more": value},
                  {"value": b"", "nodes": value}, [value], [[value] * 3], [[bytes(20), value, value]],
                  {"ok": value, "reason": value, "held": value, "now": value}):  # fmt: skip
-        found = wire.parse_found(each)
-        assert found is None or all(type(envelope) is bytes for envelope in found.envelopes)
-        stored = wire.parse_stored(each)
+        reply = wire.read_found(response_of(each))
+        assert reply is None or all(type(envelope) is bytes for envelope in reply.envelopes)
+        assert reply is None or all(type(node) is NodeTuple for node in reply.nodes)
+        stored = wire.read_stored(response_of(each))
         assert stored is None or stored.held is None or type(stored.held) is bytes
-        wire.parse_nodes(each)
-        read = wire.decode_response(bytes(21) + msgspec.msgpack.encode(each))
-        assert wire.parse_found(read) is None or found is not None
+        assert type(wire.read_id(response_of(each))) in (bytes, type(None))
+        assert type(wire.read_address(response_of(each))) in (tuple, type(None))
 
 
 @given(st.lists(nodes, max_size=20))
 def test_nodes_come_back(near: list[NodeTuple]) -> None:
-    parsed = wire.parse_nodes([list(node) for node in near])
-    askable = [NodeTuple(*node) for node in near if is_reachable(node[1]) and node[0] != bytes(20)]
-    assert parsed == askable
-
-
-ID = b"\x01" * 20
+    assert wire.read_found(response_of(near)) == Found([], near)
 
 
 @pytest.mark.parametrize(
@@ -227,8 +269,10 @@ ID = b"\x01" * 20
         (bytes(20), HERE, 1), (ID[1:], HERE, 1), (ID + b"x", HERE, 1),
     ],
 )  # fmt: skip
-def test_a_node_that_nobody_could_ask_is_left_out(node: tuple[bytes, str, int]) -> None:
-    assert wire.parse_nodes([list(node), [ID, HERE, 1]]) == [NodeTuple(ID, HERE, 1)]
+def test_a_node_that_nobody_could_ask_is_told_from_others(node: tuple[bytes, str, int]) -> None:
+    assert not is_askable(NodeTuple(*node))
+    assert is_askable(NodeTuple(ID, HERE, 1))
+    assert is_askable(NodeTuple(ID, "fe80::1", 65535))
 
 
 @pytest.mark.parametrize(
@@ -238,39 +282,42 @@ def test_a_node_that_nobody_could_ask_is_left_out(node: tuple[bytes, str, int]) 
      [[ID, b"127.0.0.1", 1]], [[ID, HERE, True]], [[ID, HERE, 1.0]], [[ID, HERE, "1"]]],
 )  # fmt: skip
 def test_what_is_no_list_of_nodes_is_nothing(value: Any) -> None:
-    assert wire.parse_nodes(value) is None
+    assert wire.read_found(response_of(value)) is None
 
 
 def test_no_more_than_40_nodes_of_a_reply_are_looked_at() -> None:
-    assert len(wire.parse_nodes([[ID, HERE, 1]] * 1000) or []) == 40
+    for reply in ([[ID, HERE, 1]] * 1000, {"value": None, "nodes": [[ID, HERE, 1]] * 1000}):
+        found = wire.read_found(response_of(reply))
+        assert found is not None
+        assert len(found.nodes) == 40
 
 
 def test_a_found_reply_of_ours_and_of_a_stock_node_is_read() -> None:
-    ours: Any = wire.found_reply([b"a", b"b"], NEAR[:1], START)
-    assert wire.parse_found(wire.decode_response(encoded(ours))) == Found([b"a", b"b"], NEAR[:1], False, START)
-    assert wire.parse_found({"value": b"a"}) == Found([b"a"], [])
-    assert wire.parse_found({"value": "text"}) == Found([], [])
-    assert wire.parse_found([list(NEAR[0])]) == Found([], NEAR[:1])
-    assert wire.parse_found([]) == Found([], [])
-    assert wire.parse_found({}) is None
-    assert wire.parse_found({"value": b"a", "nodes": 1}) is None
-    assert wire.parse_found({"value": b"a", "records": 1}) is None
-    assert wire.parse_found(True) is None
+    result = wire.found_result([b"a", b"b"], [encode_node(*NEAR[0])]) + wire.time_result(START)
+    assert wire.read_found(wire.response(ID, result)) == Found([b"a", b"b"], NEAR[:1], False, START)
+    assert wire.read_found(response_of({"value": b"a"})) == Found([b"a"], [])
+    assert wire.read_found(response_of({"value": "text"})) == Found([], [])
+    assert wire.read_found(response_of([list(NEAR[0])])) == Found([], NEAR[:1])
+    assert wire.read_found(response_of([])) == Found([], [])
+    for nonsense in ({}, {"value": b"a", "nodes": 1}, {"value": b"a", "records": 1}, True):
+        assert wire.read_found(response_of(nonsense)) is None
 
 
 def test_a_stored_reply_of_ours_and_of_a_stock_node_is_read() -> None:
-    assert wire.parse_stored(True) == Stored(True)
-    assert wire.parse_stored(False) == Stored(False)
-    assert wire.parse_stored(wire.stored_reply(START)) == Stored(True, None, None, START)
-    assert wire.parse_stored(wire.stored_reply(START, "stale", b"h")) == Stored(False, "stale", b"h", START)
-    assert wire.parse_stored({"ok": 1, "reason": "x" * 40, "held": "x", "now": 1.5}) == Stored(False)
-    assert wire.parse_stored({"ok": True, "reason": "no\nword"}) == Stored(True)
+    assert wire.read_stored(response_of(True)) == Stored(True)
+    assert wire.read_stored(response_of(False)) == Stored(False)
+    assert wire.read_stored(wire.response(ID, wire.stored_result(START))) == Stored(True, None, None, START)
+    refused = wire.response(ID, wire.stored_result(START, "stale", b"h"))
+    assert wire.read_stored(refused) == Stored(False, "stale", b"h", START)
+    odd = {"ok": 1, "reason": "x" * 40, "held": "x", "now": 1.5}
+    assert wire.read_stored(response_of(odd)) == Stored(False)
+    assert wire.read_stored(response_of({"ok": True, "reason": "no\nword"})) == Stored(True)
     for nonsense in (None, 1, 0, b"", "True", []):
-        assert wire.parse_stored(nonsense) is None
+        assert wire.read_stored(response_of(nonsense)) is None
 
 
 @pytest.mark.parametrize("now", [0, -1, 2**63, 7_258_118_400_000, 1.0, "1", True, None])
 def test_a_time_that_cannot_be_is_no_time(now: Any) -> None:
-    stored = wire.parse_stored({"ok": True, "now": now})
+    stored = wire.read_stored(response_of({"ok": True, "now": now}))
     assert stored is not None
     assert stored.now is None

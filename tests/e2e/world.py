@@ -16,7 +16,7 @@ from kademlia.node import Node
 
 from plasm_dht import PlasmServer
 from plasm_dht.config import parse_address
-from plasm_dht.dht import wire
+
 from plasm_dht.provider.manifest import Pointer, record_name
 from plasm_dht.record import Record, decode, shared_key
 from tests.cli.process import SCRIPT
@@ -214,8 +214,7 @@ async def held(node: Running, target: str = TARGET) -> list[Record]:
         await reader.listen(0)
         (contact,) = await reader.bootstrap([parse_address(node.dht)])
         key = Node(shared_key(record_name(target)))
-        answered, result = await reader.protocol.call_find_value(contact, key, 0)
-    found = wire.parse_found(result) if answered else None
+        _, found = await reader.protocol.call_find_value(contact, key, 0)
     return [decode(envelope) for envelope in found.envelopes] if found else []
 
 

@@ -1,0 +1,55 @@
+"""The UDP socket beneath asyncio's transport: read in a loop, written without a detour.
+
+asyncio wakes up once a datagram; a node that answers a hundred thousand a second reads all that has arrived in one go.
+Where the transport has no real socket (the virtual network) asyncio's path serves.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from plasm_dht.dht.wire import MAX_READ
+
+# Datagrams that are read before the loop turns: timers and our own tasks wait no longer than these take.
+BATCH = 64
+
+
+class UdpSocket:
+    """A second handle of the transport's socket. Neither reading nor writing ever waits or raises."""
+
+    def __init__(self, handle: socket.socket, on_error: Callable[[OSError], None]) -> None:
+        self._handle = handle
+        self._on_error = on_error
+        handle.setblocking(False)
+
+    @classmethod
+    def beneath(cls, transport: asyncio.BaseTransport, on_error: Callable[[OSError], None]) -> "UdpSocket | None":
+        """The transport's socket; `None` where it has none."""
+        there = transport.get_extra_info("socket")
+        if there is None:
+            return None
+        return cls(socket.socket(fileno=os.dup(there.fileno())), on_error)
+
+    def drain(self, receive: Callable[[bytes, tuple[Any, ...]], None]) -> None:
+        """Hand over what has arrived, `BATCH` datagrams at most."""
+        read = self._handle.recvfrom
+        try:
+            for _ in range(BATCH):
+                receive(*read(MAX_READ + 1))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._on_error(error)
+
+    def send(self, datagram: bytes, address: tuple[Any, ...]) -> None:
+        """Send, or drop where the system has no room: datagrams may be lost, and memory must not grow."""
+        try:
+            self._handle.sendto(datagram, address)
+        except OSError as error:
+            self._on_error(error)
+
+    def close(self) -> None:
+        """Close this handle; the transport's own stays open."""
+        self._handle.close()

@@ -1,0 +1,119 @@
+"""What a node says to find_node and find_value: exactly the closest, as the table and the storage are now."""
+
+import random
+from typing import Any
+
+import pytest
+import umsgpack
+from kademlia.node import Node
+
+from plasm_dht.dht.answers import KEPT, Answers
+from plasm_dht.dht.routing import Contact, PlasmRoutingTable
+from plasm_dht.dht.storage import RecordStorage
+from plasm_dht.record import shared_key
+from tests.dht.support import IDENTITIES, NAME, START, ManualClock, record
+
+KEY = shared_key(NAME)
+ASKER = ("198.51.100.1", 1)
+OWN = b"\x22" * 20
+
+
+class Setting:
+    def __init__(self, contacts: int = 200) -> None:
+        self.clock = ManualClock()
+        self.storage = RecordStorage(clock=self.clock)
+        self.storage.attach(OWN, self.clock)
+        self.router = PlasmRoutingTable(None, 20, Node(OWN), self.clock)
+        rnd = random.Random(contacts)
+        for number in range(contacts):
+            self.router.add_contact(Contact(rnd.randbytes(20), f"10.0.{number % 250}.1", 8000 + number))
+        self.answers = Answers(self.router, self.storage, self.clock, 20)
+
+    def nodes(self, key: bytes = KEY, asker: Any = ASKER) -> list[Any]:
+        answer: list[Any] = umsgpack.unpackb(self.answers.find_node(key, asker))
+        return answer
+
+    def found(self, skip: int = 0, asker: Any = ASKER) -> Any:
+        return umsgpack.unpackb(self.answers.find_value(KEY, asker, skip))
+
+    def expected(self, key: bytes = KEY, without: Contact | None = None) -> list[Any]:
+        live = [contact for contact in self.router if not contact.is_stale and contact is not without]
+        near = sorted(live, key=lambda contact: contact.long_id ^ int.from_bytes(key))
+        return [[contact.id, contact.ip, contact.port] for contact in near[:20]]
+
+
+@pytest.fixture
+def here() -> Setting:
+    return Setting()
+
+
+@pytest.mark.parametrize("contacts", [0, 1, 19, 20, 21, 60, 500])
+def test_the_closest_are_those_of_brute_force_whoever_asks_and_however_often(contacts: int) -> None:
+    here = Setting(contacts)
+    rnd = random.Random(1)
+    for key in [rnd.randbytes(20) for _ in range(30)] * 2:
+        assert here.nodes(key) == here.expected(key)
+        near = here.router.closest(int.from_bytes(key), 1)
+        for contact in near:
+            assert here.nodes(key, contact.address) == here.expected(key, without=contact)
+        assert here.nodes(key) == here.expected(key)
+
+
+def test_a_change_of_the_table_shows_at_once(here: Setting) -> None:
+    before = here.nodes()
+    nearest = here.router.closest(int.from_bytes(KEY), 1)[0]
+    for _ in range(2):
+        here.router.miss(nearest)
+    assert here.nodes() == here.expected() != before
+    here.router.add_contact(nearest)
+    assert here.nodes() == before
+    here.router.remove_contact(nearest)
+    assert here.nodes() == here.expected() != before
+    newcomer = Contact(KEY[:-1] + bytes([KEY[-1] ^ 1]), "203.0.113.9", 1)
+    if here.router.add_contact(newcomer):
+        assert here.nodes()[0] == [newcomer.id, newcomer.ip, newcomer.port]
+
+
+def test_a_change_of_what_is_held_shows_at_once(here: Setting) -> None:
+    assert here.found() == here.expected()  # nothing is held: as find_node
+    first = record(b"v1")
+    here.storage.store(KEY, first.envelope)
+    assert here.found()["value"] == first.envelope
+    assert here.found()["nodes"] == here.expected()[: len(here.found()["nodes"])]
+    second = record(b"v2", issued_at=START + 1)
+    here.storage.store(KEY, second.envelope)
+    assert (here.found()["value"], here.found()["records"]) == (second.envelope, [])
+    other = record(b"other", by=IDENTITIES[1], issued_at=START - 1)
+    here.storage.store(KEY, other.envelope)
+    assert (here.found()["value"], here.found()["records"]) == (second.envelope, [other.envelope])
+    assert (here.found(skip=1)["value"], here.found()["value"]) == (other.envelope, second.envelope)
+    here.clock.advance(3601)
+    here.storage.forget(100)
+    assert here.found() == here.expected()
+
+
+def test_the_time_in_an_answer_is_that_of_the_answer(here: Setting) -> None:
+    here.storage.store(KEY, record().envelope)
+    assert here.found()["now"] == START
+    here.clock.advance(7)
+    assert here.found()["now"] == START + 7000
+
+
+def test_the_asker_is_not_named_to_itself_where_something_is_held(here: Setting) -> None:
+    here.storage.store(KEY, record().envelope)
+    nearest = here.router.closest(int.from_bytes(KEY), 1)[0]
+    assert here.found()["nodes"][0][0] == nearest.id
+    assert nearest.id not in [node[0] for node in here.found(asker=nearest.address)["nodes"]]
+    assert here.found()["nodes"][0][0] == nearest.id
+
+
+def test_what_is_asked_again_is_not_made_again(here: Setting) -> None:
+    first = here.answers.find_node(KEY, ASKER)
+    assert here.answers.find_node(KEY, ("198.51.100.2", 2)) is first
+
+
+def test_endless_keys_keep_no_endless_answers(here: Setting) -> None:
+    rnd = random.Random(2)
+    for _ in range(3 * KEPT):
+        here.answers.find_node(rnd.randbytes(20), ASKER)
+        assert len(here.answers._nodes) <= KEPT

@@ -1,0 +1,150 @@
+"""The datagram path by what it costs: tasks, wake-ups, turns of the loop. Real sockets."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plasm_dht.dht import udp, wire
+from plasm_dht.dht.protocol import PlasmProtocol
+from plasm_dht.dht.server import PlasmServer
+from plasm_dht.record import shared_key
+from tests.dht.support import HERE, IDENTITIES, NAME, raw_node, record, server, servers, until
+
+KEY = shared_key(NAME)
+ZERO = bytes(20)
+
+
+@contextmanager
+def counted_tasks() -> Iterator[list[str]]:
+    """The tasks that are made inside the block."""
+    loop = asyncio.get_running_loop()
+    made: list[str] = []
+
+    def factory(loop: Any, coroutine: Any, **options: Any) -> Any:
+        made.append(coroutine.__qualname__)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    loop.set_task_factory(factory)
+    try:
+        yield made
+    finally:
+        loop.set_task_factory(None)
+
+
+def request(name: str, *arguments: object, number: int = 0) -> bytes:
+    return wire.encode_request(number.to_bytes(20), name, arguments)
+
+
+async def test_no_request_costs_a_task() -> None:
+    async with server(rate_limit=None) as node, raw_node() as raw:
+        node.protocol._verified.add(raw.address, node.clock.monotonic())
+        envelopes = [record(issued_at=node.clock.wall(), by=by).envelope for by in IDENTITIES[:5]]
+        with counted_tasks() as made:
+            for name, arguments in (
+                ("ping", []),
+                ("find_node", [KEY]),
+                ("find_value", [KEY]),
+                ("find_value", [KEY, 1]),
+            ):
+                for _ in range(10):
+                    raw.send(node.address, name, ZERO, *arguments)
+            for envelope in envelopes:
+                raw.send(node.address, "store", ZERO, KEY, envelope)
+            raw.send(node.address, "stun")
+            await until(lambda: len(raw.datagrams) == 46)
+        assert made == []
+        assert len(node.storage) == 5
+
+
+class Counting(PlasmProtocol):
+    """Counts how often asyncio wakes it up, and what it has read by then."""
+
+    wake_ups = 0
+    read = 0
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        self.wake_ups += 1
+        super().datagram_received(data, addr)
+
+    def _receive(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        self.read += 1
+        super()._receive(data, addr)
+
+
+class CountingServer(PlasmServer):
+    def _create_protocol(self) -> PlasmProtocol:
+        return Counting(
+            self.node, self.storage, self.ksize, clock=self.clock, rate_limit=None, spawn=self._spawn,
+            on_contact=self._on_contact,
+        )  # fmt: skip
+
+
+async def test_a_flood_is_read_in_batches_between_which_the_loop_turns() -> None:
+    async with CountingServer() as node:
+        await node.listen(0, HERE)
+        flood = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        flood.connect(node.address)
+        for number in range(200):  # before the loop can turn once
+            flood.send(request("ping", ZERO, number=number))
+        protocol: Any = node.protocol
+        read: list[int] = []
+        while protocol.read < 200:
+            await asyncio.sleep(0)
+            read.append(protocol.read)
+        assert max(later - earlier for earlier, later in zip([0, *read], read, strict=False)) <= udp.BATCH + 1
+        assert protocol.wake_ups <= 200 / udp.BATCH + 1
+        flood.close()
+
+
+async def test_what_cannot_be_sent_is_counted_and_harms_nothing() -> None:
+    async with server() as node, raw_node() as raw:
+        node.protocol._send(bytes(100), ("255.255.255.255", 1))  # not allowed without SO_BROADCAST
+        node.protocol._send(bytes(70_000), raw.address)
+        assert node.protocol.dropped["network_error"] == 2
+        assert await raw.ask(node.address, "ping", ZERO) == node.node.id
+
+
+def test_a_full_send_buffer_drops_and_never_waits(tmp_path: Path) -> None:
+    errors: list[OSError] = []
+    reader: Any = str(tmp_path / "reader")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left, socket.socket(left.family, left.type) as right:
+        right.bind(reader)  # and never reads
+        endpoint = udp.UdpSocket(left, errors.append)
+        for _ in range(10_000):
+            endpoint.send(bytes(1000), reader)
+    assert errors
+    assert all(isinstance(error, BlockingIOError) for error in errors)
+
+
+async def test_the_socket_is_closed_with_the_node() -> None:
+    node = PlasmServer()
+    await node.listen(0, HERE)
+    handle = node.protocol._socket._handle
+    port = node.address[1]
+    await node.close()
+    await asyncio.sleep(0)
+    assert handle.fileno() == -1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+        again.bind((HERE, port))
+
+
+def test_it_runs_on_uvloop() -> None:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop is optional")
+
+    async def publish_and_get() -> object:
+        async with servers(5, rate_limit=None) as nodes:
+            publisher = PlasmServer(identity=IDENTITIES[0])
+            async with publisher:
+                await publisher.listen(0, HERE)
+                await publisher.bootstrap([nodes[0].address])
+                await publisher.publish(NAME, b"v1")
+                return await nodes[3].get(NAME)
+
+    make: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=make) as runner:
+        assert runner.run(publish_and_get()) == b"v1"
