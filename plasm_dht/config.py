@@ -3,14 +3,11 @@
 A refusal is a `ConfigError` of one line: where the value came from, the key's full name, the value, what is allowed.
 """
 
-import difflib
 import ipaddress
 import math
 import os
 import re
 import socket
-import tomllib
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,6 +220,8 @@ def _strings(value: _Value) -> list[str]:
 
 def _name(value: _Value) -> str:
     name = _string(value)
+    import unicodedata
+
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
@@ -343,6 +342,8 @@ def _read_file(path: Path) -> Iterator[_Value]:
         raise ConfigError(f"configuration file {shown} cannot be read: {reason}") from None
     if len(data) > MAX_FILE:
         raise ConfigError(f"configuration file {shown} has more than {MAX_FILE} bytes: is it the right file?")
+    import tomllib
+
     try:
         document = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
@@ -373,6 +374,8 @@ def _flatten(table: Mapping[str, object], prefix: str, path: Path, shown: str) -
 def _known_keys(key: str, prefix: str) -> str:
     known = [*_KEYS, *_TABLES]
     same_name = [full for full in known if full.rpartition(".")[2] == key.rpartition(".")[2]]
+    import difflib
+
     near = same_name or difflib.get_close_matches(key, known, n=1)
     if near:
         return f"did you mean {near[0]}?"
@@ -403,7 +406,10 @@ def _number(raw: object, *, is_text: bool) -> float | None:
 
 
 def _shown(value: object) -> str:
-    text = repr(value).lower() if isinstance(value, bool) else repr(value)
+    try:
+        text = repr(value).lower() if isinstance(value, bool) else repr(value)
+    except (ValueError, RecursionError):  # an int of more than 4,300 digits, tables within tables without end
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 100 else text[:97] + "..."
 
 

@@ -31,6 +31,9 @@ KEEPALIVE = 15.0
 STALL = 60.0
 # Downloads that are running when the provider stops get this long (s): all of a stop has 3 s.
 SHUTDOWN = 0.5
+# Nothing here reads a body. aiohttp would wait 10 s for the rest of one, even of a client that has gone: a task each,
+# that MAX_CONNECTIONS does not count (s).
+LINGER = 0.0
 # Read in a thread, because sendfile would read a cold disk or a network share on the loop (bytes).
 _CHUNK = 256 * 1024
 _HEADERS = {
@@ -95,7 +98,9 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[Runner, int
 
     Raises `ListenError` when the address cannot be bound.
     """
-    runner = web.AppRunner(app, logger=_logger(), keepalive_timeout=KEEPALIVE, shutdown_timeout=SHUTDOWN)
+    runner = web.AppRunner(
+        app, logger=_logger(), keepalive_timeout=KEEPALIVE, shutdown_timeout=SHUTDOWN, lingering_time=LINGER
+    )
     await runner.setup()
     try:
         await _BoundedSite(runner, host, port).start()

@@ -1,0 +1,238 @@
+"""A bounded run of every target, the same inputs each time; what was found before; and that a planted bug is found.
+
+The long runs are `python -m tests.fuzz.campaign` and `python -m tests.fuzz.atheris_run`.
+"""
+
+import asyncio
+import gc
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from plasm_dht import config
+from plasm_dht.dht import ids, limits, storage, wire
+from plasm_dht.dht.ids import NodeTuple
+from plasm_dht.dht.intent import Holder
+from plasm_dht.dht.routing import Contact
+from plasm_dht.errors import ConfigError
+from plasm_dht.provider import manifest, web
+from tests.fuzz.datagrams import World
+from tests.fuzz.guard import require
+from tests.fuzz.pages import DoorLoop, Server
+from tests.fuzz.source import Source
+from tests.fuzz.targets import TARGETS, ended, seeds, stages
+
+# Inputs of random bytes in a bounded run, besides those that hypothesis makes.
+RANDOM = {"datagram": 400, "record": 2000, "pointer": 2000, "manifest": 600, "settings": 300, "page": 700}
+EXAMPLES = {"datagram": 60, "page": 100}
+
+
+def random_inputs(target: str) -> Iterator[bytes]:
+    drawn = random.Random(target)
+    yield from seeds(target)
+    for _ in range(RANDOM[target]):
+        yield drawn.randbytes(drawn.choice((8, 30, 90, 250)))
+
+
+def play_all(name: str) -> None:
+    with ended():
+        for data in random_inputs(name):
+            TARGETS[name](data)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_random_bytes_find_nothing(name: str) -> None:
+    play_all(name)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_bytes_that_hypothesis_shrinks_find_nothing(name: str) -> None:
+    @settings(
+        max_examples=EXAMPLES.get(name, 200),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.binary(max_size=300) | st.sampled_from(seeds(name)))
+    @example(b"")
+    def one(data: bytes) -> None:
+        TARGETS[name](data)
+
+    with ended():
+        one()
+
+
+# -- what was found --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[provider]\nhttp_port = 0x" + "f" * 4000, "provider.name" + ".a" * 2000 + " = 1", "a" + ".a" * 2000 + " = 1"],
+    ids=["a number of 4,816 digits", "tables without end", "unknown tables without end"],
+)
+def test_a_value_that_cannot_be_shown_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "plasm.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 10_000
+
+
+def test_nothing_is_kept_of_an_address_that_is_too_long_to_be_one() -> None:
+    kept = ids.is_reachable.cache_info().currsize
+    for number in range(50):
+        assert not ids.is_askable(NodeTuple(b"\x01" * 20, f"{number}" + "1" * 8000, 8468))
+    assert ids.is_reachable.cache_info().currsize == kept
+
+
+@pytest.mark.parametrize("ip", ["fe80::1%x\n", "fe80::1%" + "x" * 8000, "0.0.0.0", "localhost"])
+def test_no_neighbour_can_make_us_believe_in_an_address_that_is_none(ip: str) -> None:
+    with ended():
+        world = stages.world = World()
+        world.node.protocol.router.add_contact(world.node.node.__class__(b"\x01" * 20, "10.0.0.1", 8468))
+
+        async def ask() -> str | None:
+            asking = world.loop.create_task(world.node.seen_address())
+            await world.settle()
+            for message_id, call in list(world.protocol._calls.items()):
+                if call.read is wire.read_address:
+                    world.feed(wire.response(message_id, wire.address_result((ip, 1))), call.address)
+            seen: str | None = await asking
+            return seen
+
+        assert world.run(ask()) is None
+
+
+def test_a_stolen_key_that_has_used_up_the_numbers_stops_no_node() -> None:
+    with ended():
+        stages.world = world = World()
+        name, by = "any/name", world.node.identity
+
+        async def publish() -> Any:
+            from plasm_dht.record import bound_key, sign
+
+            assert by is not None
+            now = world.clock.wall()
+            last = sign(by, name, b"x", seq=2**64 - 1, issued_at=now, expires_at=now + 60_000)
+            world.node.storage.store(bound_key(by.public_key, name), last.envelope)
+            await world.node.publish(name, b"y")
+            await world.node.publish(name, b"z")
+            return await world.node.withdraw(name)
+
+        assert world.run(publish()) is not None
+        world.check()
+
+
+def test_a_clock_that_liars_and_then_an_operator_set_back_stops_no_node() -> None:
+    with ended():
+        stages.world = world = World()
+
+        async def publish() -> None:
+            world.clock.correction = 1 - world.clock.wall()  # what one holder of one may make us believe
+            await world.node.publish("any/name", b"x", ttl=10)
+            world.clock.stepped -= 7200
+            await asyncio.sleep(60)  # refreshes come due
+
+        world.run(publish())
+        world.check()
+
+
+def test_a_record_that_is_only_refreshed_remembers_no_holder_whose_copy_has_expired() -> None:
+    with ended():
+        stages.world = world = World()
+
+        async def publish() -> int:
+            await world.node.publish("any/name", b"x", ttl=10)
+            assert world.node._publisher is not None
+            intent = world.node._publisher.intents["any/name"]
+            for holders in intent.holders.values():
+                for number in range(100):
+                    contact = Contact(bytes([number]) * 20, f"10.9.9.{number}", 1)
+                    holders[contact.address] = Holder(contact, 1, world.clock.now() + 1000)
+            await asyncio.sleep(60)
+            return sum(map(len, intent.holders.values()))
+
+        assert world.run(publish()) == 0
+
+
+def test_a_client_that_goes_without_its_body_leaves_no_task() -> None:
+    with ended():
+        server = stages.server = Server()
+
+        async def leave() -> None:
+            from tests.fuzz.pages import Connection
+
+            assert isinstance(server.loop, DoorLoop)
+            for _ in range(20):
+                connection = Connection(server.loop, server.loop.accept())
+                connection.owner.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+                await server.settle()
+                connection.close()
+                await server.settle()
+
+        server.run(leave())
+        server.check()
+
+
+# -- what would be found ---------------------------------------------------------------------------------------------
+
+
+def _forgetting_nothing(self: limits.Seen, address: Any, now: float) -> None:
+    self._times[address] = now
+
+
+def _one_too_many(request: Any, file: Any) -> tuple[int, int] | None:
+    asked = _range(request, file)
+    return None if asked is None else (asked[0], min(asked[1] + 1, file.size))
+
+
+_range = web._range
+PLANTED: list[tuple[str, Any, str, Any]] = [
+    ("datagram", wire, "_DECODE_ERRORS", ()),
+    ("datagram", wire, "MAX_DATAGRAM", 1400),
+    ("datagram", limits.Seen, "add", _forgetting_nothing),
+    ("datagram", ids, "is_askable", lambda node: True),
+    ("datagram", storage, "verify", lambda record: 1 / 0),
+    ("record", storage, "verify", lambda record: True),
+    ("record", storage.RecordStorage, "_make_room", lambda *_: True),
+    ("pointer", manifest.Pointer, "_check", lambda self: None),
+    ("manifest", manifest, "check_filename", lambda name: name),
+    ("settings", config, "_shown", repr),
+    ("settings", config, "_printable", str),
+    ("page", web, "_range", _one_too_many),
+    ("page", web, "_logger", lambda: None),
+    ("page", os, "close", lambda descriptor: None),
+]
+
+
+@pytest.mark.parametrize(("name", "where", "what", "bug"), PLANTED, ids=[f"{p[0]}-{p[2]}" for p in PLANTED])
+@pytest.mark.unguarded
+@pytest.mark.filterwarnings("ignore")
+def test_a_planted_bug_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, where: Any, what: str, bug: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(where, what, bug)
+    found = False
+    try:
+        play_all(name)
+    except BaseException:  # noqa: BLE001  # whatever the bug makes of it
+        found = True
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda lost: None)
+        gc.collect()  # what the broken world has left is not for the next test to find
+    assert found
+
+
+def test_a_source_that_is_empty_makes_the_first_choice() -> None:
+    source = Source(b"")
+    assert (source.below(7), source.pick("ab"), source.rest(), bool(source)) == (0, "a", b"", False)
+    require(True, "")
