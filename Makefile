@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test soak lint type format clean
+.PHONY: help venv serve test soak bench lint type format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,6 +33,9 @@ test: $(STAMP) ## run the tests
 
 soak: $(STAMP) ## run the long scenarios on the virtual network: minutes
 	$(BIN)/python -m pytest -m soak -s
+
+bench: $(STAMP) ## measure beside stock kademlia: minutes (BENCH="--full --write-docs": hours of virtual time, and the docs)
+	$(BIN)/python -m tests.bench $(BENCH)
 
 lint: $(STAMP) ## ruff, and whether the format is right
 	$(BIN)/ruff check .
