@@ -262,6 +262,8 @@ async def _send(
         except TimeoutError:
             _abort(request)
             break
+        except ConnectionResetError:  # the client has gone
+            break
         except asyncio.CancelledError:  # we stop: what the client does not take would keep the connection open
             if transport:
                 transport.abort()

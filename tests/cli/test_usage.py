@@ -15,7 +15,7 @@ from plasm_dht_cli import exits, logs
 from plasm_dht_cli.output import printable
 from tests.cli.process import SCRIPT, Run
 
-COMMANDS = [(), ("serve",), ("get",), ("node",), ("key",), ("key", "show"), ("key", "new")]
+COMMANDS = [(), ("serve",), ("get",), ("fetch",), ("node",), ("key",), ("key", "show"), ("key", "new")]
 PUBLISHER = "ed25519:" + "0a" * 32
 
 MISTAKES = [
