@@ -4,7 +4,7 @@ An answer is made of contacts that are encoded already, and is kept for the next
 table or the storage changes: a popular name is asked for by everybody.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from plasm_dht.clock import Clock
 from plasm_dht.dht import wire
@@ -26,8 +26,8 @@ class Answers:
         self._k = k
         self._versions = (-1, -1)
         # By key the answer, and the ids that it names.
-        self._nodes: dict[bytes, tuple[bytes, Sequence[int]]] = {}
-        self._found: dict[bytes, tuple[bytes, Sequence[int]]] = {}
+        self._nodes: dict[bytes, tuple[bytes, Collection[int]]] = {}
+        self._found: dict[bytes, tuple[bytes, Collection[int]]] = {}
 
     def find_node(self, key: bytes, asker: Address) -> bytes:
         """The k live contacts closest to the key, nearest first, as many as fit; the asker itself is left out."""
@@ -36,7 +36,7 @@ class Answers:
         if kept is not None and (known is None or known.long_id not in kept[1]):
             return kept[0]
         nearest, named = self._nearest(key, None if known is None else known.long_id)
-        answer = wire.nodes_result([self._router.encoded[each] for each in nearest])
+        answer = wire.nodes_result(list(map(self._router.encoded.__getitem__, nearest)))
         if not named:
             self._nodes[key] = (answer, nearest)
         return answer
@@ -52,13 +52,13 @@ class Answers:
         if not held:
             return self.find_node(key, asker)
         nearest, named = self._nearest(key, None if known is None else known.long_id)
-        encoded = [self._router.encoded[each] for each in nearest]
+        encoded = list(map(self._router.encoded.__getitem__, nearest))
         answer = wire.found_result([holding.envelope for holding in held], encoded, skip)
         if skip == 0 and not named:
-            self._found[key] = (answer, nearest)
+            self._found[key] = (answer, frozenset(nearest))
         return answer + now
 
-    def _kept(self, answers: dict[bytes, tuple[bytes, Sequence[int]]]) -> dict[bytes, tuple[bytes, Sequence[int]]]:
+    def _kept(self, answers: dict[bytes, tuple[bytes, Collection[int]]]) -> dict[bytes, tuple[bytes, Collection[int]]]:
         """The answers that still hold."""
         versions = (self._router.version, self._storage.version)
         if versions != self._versions:
@@ -71,6 +71,8 @@ class Answers:
 
     def _nearest(self, key: bytes, asker: int | None) -> tuple[list[int], bool]:
         """The ids of the k closest contacts without the asker's, and whether that one was among them."""
+        if asker is None:
+            return self._router.closest_ids(int.from_bytes(key), self._k), False
         nearest = self._router.closest_ids(int.from_bytes(key), self._k + 1)
         if asker not in nearest:
             return nearest[: self._k], False

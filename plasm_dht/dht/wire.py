@@ -120,7 +120,12 @@ def stored_result(now: int, reason: str | None = None, held: bytes | None = None
 
 def nodes_result(nodes: Sequence[bytes]) -> bytes:
     """The result of `find_node`: as many of the encoded nodes as fit a datagram, the farthest left out."""
-    return _array(nodes, _fitting(nodes, MAX_DATAGRAM - HEADER - 3))
+    room = MAX_DATAGRAM - HEADER - 3
+    listed = b"".join(nodes)
+    if len(listed) <= room:  # nearly always
+        return _array_header(len(nodes)) + listed
+    count = _fitting(nodes, room)
+    return _array_header(count) + b"".join(nodes[:count])
 
 
 def found_result(envelopes: Sequence[bytes], nodes: Sequence[bytes], skip: int = 0) -> bytes:
@@ -139,8 +144,8 @@ def found_result(envelopes: Sequence[bytes], nodes: Sequence[bytes], skip: int =
     near += _fitting(nodes[near:], room) if near == NODES_FIRST else 0
     return b"".join(
         (
-            b"\x85\xa5value", value, b"\xa7records", _array(records, shown), b"\xa5nodes", _array(nodes, near),
-            b"\xa4more", _encode(shown < len(records)), b"\xa3now",
+            b"\x85\xa5value", value, b"\xa7records", _array_header(shown), *records[:shown],
+            b"\xa5nodes", _array_header(near), *nodes[:near], b"\xa4more", _encode(shown < len(records)), b"\xa3now",
         )
     )  # fmt: skip
 
@@ -155,10 +160,9 @@ def time_result(now: int) -> bytes:
     return b"\xcf" + now.to_bytes(8) if now >= 2**32 else _encode(now)
 
 
-def _array(items: Sequence[bytes], count: int) -> bytes:
-    """The first so many encoded items as a msgpack array."""
-    header = bytes((0x90 + count,)) if count < 16 else b"\xdc" + count.to_bytes(2)
-    return header + b"".join(items[:count])
+def _array_header(count: int) -> bytes:
+    """The start of a msgpack array of so many items."""
+    return bytes((0x90 + count,)) if count < 16 else b"\xdc" + count.to_bytes(2)
 
 
 def _fitting(items: Sequence[bytes], room: int) -> int:
