@@ -8,7 +8,6 @@ from collections.abc import Collection
 
 from plasm_dht.clock import Clock
 from plasm_dht.dht import wire
-from plasm_dht.dht.ids import Address
 from plasm_dht.dht.routing import PlasmRoutingTable
 from plasm_dht.dht.storage import RecordStorage
 
@@ -17,57 +16,65 @@ KEPT = 1024
 
 
 class Answers:
-    """Answers from one node's routing table and storage, encoded."""
+    """Answers from one node's routing table and storage, encoded.
+
+    `stamp` has to be called when datagrams have arrived, and before they are answered.
+    """
 
     def __init__(self, router: PlasmRoutingTable, storage: RecordStorage, clock: Clock, k: int) -> None:
         self._router = router
         self._storage = storage
         self._clock = clock
         self._k = k
-        self._versions = (-1, -1)
-        # By key the answer, and the ids that it names.
+        self._encoded = router.encoded
+        self._router_version = self._storage_version = -1
+        self._time = b""
+        self._monotonic = 0.0
+        # By key the answer, the ids that it names, and for what is held until when (monotonic) it holds.
         self._nodes: dict[bytes, tuple[bytes, Collection[int]]] = {}
-        self._found: dict[bytes, tuple[bytes, Collection[int]]] = {}
+        self._found: dict[bytes, tuple[bytes, Collection[int], float]] = {}
 
-    def find_node(self, key: bytes, asker: Address) -> bytes:
-        """The k live contacts closest to the key, nearest first, as many as fit; the asker itself is left out."""
-        kept = self._kept(self._nodes).get(key)
-        known = self._router.at(asker)
-        if kept is not None and (known is None or known.long_id not in kept[1]):
+    def stamp(self) -> None:
+        """Note the time, once for all that has arrived."""
+        self._time = wire.time_result(self._clock.wall())
+        self._monotonic = self._clock.monotonic()
+
+    def find_node(self, key: bytes, asker: int | None) -> bytes:
+        """The k live contacts closest to the key, nearest first, as many as fit, without the asker's own id."""
+        self._forget_outdated()
+        kept = self._nodes.get(key)
+        if kept is not None and asker not in kept[1]:
             return kept[0]
-        nearest, named = self._nearest(key, None if known is None else known.long_id)
-        answer = wire.nodes_result(list(map(self._router.encoded.__getitem__, nearest)))
+        nearest, named = self._nearest(key, asker)
+        answer = wire.nodes_result(list(map(self._encoded.__getitem__, nearest)))
         if not named:
             self._nodes[key] = (answer, nearest)
         return answer
 
-    def find_value(self, key: bytes, asker: Address, skip: int) -> bytes:
+    def find_value(self, key: bytes, asker: int | None, skip: int) -> bytes:
         """What is held under the key, without the first `skip` envelopes; where nothing is held, as `find_node`."""
-        now = wire.time_result(self._clock.wall())
-        kept = self._kept(self._found).get(key) if skip == 0 else None
-        known = self._router.at(asker)
-        if kept is not None and (known is None or known.long_id not in kept[1]):
-            return kept[0] + now
+        self._forget_outdated()
+        kept = self._found.get(key)
+        if kept is not None and skip == 0 and asker not in kept[1] and self._monotonic < kept[2]:
+            return kept[0] + self._time
         held = self._storage.holdings(key)
         if not held:
             return self.find_node(key, asker)
-        nearest, named = self._nearest(key, None if known is None else known.long_id)
-        encoded = list(map(self._router.encoded.__getitem__, nearest))
+        nearest, named = self._nearest(key, asker)
+        encoded = list(map(self._encoded.__getitem__, nearest))
         answer = wire.found_result([holding.envelope for holding in held], encoded, skip)
         if skip == 0 and not named:
-            self._found[key] = (answer, frozenset(nearest))
-        return answer + now
+            self._found[key] = (answer, frozenset(nearest), min(holding.look_at for holding in held))
+        return answer + self._time
 
-    def _kept(self, answers: dict[bytes, tuple[bytes, Collection[int]]]) -> dict[bytes, tuple[bytes, Collection[int]]]:
-        """The answers that still hold."""
-        versions = (self._router.version, self._storage.version)
-        if versions != self._versions:
-            self._versions = versions
+    def _forget_outdated(self) -> None:
+        if self._router.version != self._router_version or self._storage.version != self._storage_version:
+            self._router_version, self._storage_version = self._router.version, self._storage.version
             self._nodes.clear()
             self._found.clear()
-        elif len(answers) >= KEPT:
-            answers.clear()
-        return answers
+        elif len(self._nodes) + len(self._found) >= KEPT:
+            self._nodes.clear()
+            self._found.clear()
 
     def _nearest(self, key: bytes, asker: int | None) -> tuple[list[int], bool]:
         """The ids of the k closest contacts without the asker's, and whether that one was among them."""

@@ -138,6 +138,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         """Answer what has arrived, this datagram first, and hand answers to the calls that wait for them."""
+        self._answers.stamp()
         self._receive(data, addr)
         if self._socket is not None:
             self._socket.drain(self._receive)
@@ -198,14 +199,12 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
     def rpc_find_node(self, sender: Address, request: wire.FindNode) -> bytes:
         """The k live contacts closest to the key, nearest first, as many as fit."""
         node_id, key = request.arguments
-        self.welcome(sender, node_id)
-        return self._answers.find_node(key, sender)
+        return self._answers.find_node(key, self.welcome(sender, node_id))
 
     def rpc_find_value(self, sender: Address, request: wire.FindValue) -> bytes:
         """What is held under the key, or the closest nodes where nothing is."""
         wanted = request.arguments
-        self.welcome(sender, wanted.node_id)
-        return self._answers.find_value(wanted.key, sender, wanted.skip)
+        return self._answers.find_value(wanted.key, self.welcome(sender, wanted.node_id), wanted.skip)
 
     def rpc_store(self, sender: Address, request: wire.Store) -> bytes | Coroutine[Any, Any, bytes]:
         """Admit a record, or say why not; a coroutine when the sender's address has to answer a ping first."""
@@ -234,11 +233,17 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
             self.dropped[verdict.reason] += 1
         return wire.stored_result(self.clock.wall(), verdict.reason, verdict.held)
 
-    def welcome(self, sender: Address, node_id: bytes) -> None:
-        """Ping a caller that the routing table does not know, or believes dead, if it would get a place there."""
+    def welcome(self, sender: Address, node_id: bytes) -> int | None:
+        """Ping a caller that the routing table does not know, or believes dead, if it would get a place there.
+
+        Returns the id of the contact at its address.
+        """
         known = self.router.at(sender)
-        if known is not None and known.id == node_id and not known.is_stale:
-            return
+        if known is None or known.id != node_id or known.is_stale:
+            self._meet(sender, node_id, known)
+        return None if known is None else known.long_id
+
+    def _meet(self, sender: Address, node_id: bytes, known: Contact | None) -> None:
         if node_id == ids.TRANSIENT_ID or sender in self._pings or len(self._pings) >= MAX_PINGS:
             return
         if known is None and not self.router.has_room_for(Node(node_id)):

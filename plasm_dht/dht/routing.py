@@ -24,6 +24,9 @@ STALE_KEPT = 24 * 3600
 LONELY_AFTER = 3600
 # Contacts of one network in a full bucket before the next one yields first.
 NETWORK_SHARE = 2
+# Keys that agree in their first 8 bits are a cell: their closest contacts are among the same few, in tables of up to
+# some k * 2^8 contacts.
+CELL_SHIFT = ID_BYTES * 8 - 8
 # Depth of the buckets away from our own id: a bucket is split until its depth is a multiple of this (the paper, 4.2).
 SPLIT_BITS = 5
 # Multiples of k that are known at one distance before strangers from there are no longer pinged. One k is enough to
@@ -147,6 +150,8 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         self.buckets = [Bucket(0, 2 ** (ID_BYTES * 8) - 1, self.ksize, self.clock)]
         # Grows with each change of what is handed out.
         self.version = 0
+        # By cell of the key space (`closest_ids`), until somebody comes or goes.
+        self._around: dict[int, list[int]] = {}
         # How the wire names the contact of each id.
         self.encoded: dict[int, bytes] = {}
         # Sorted, so that the closest are found by halving the range.
@@ -256,7 +261,29 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def closest_ids(self, key: int, k: int) -> list[int]:
         """The ids of `closest`, of the live contacts."""
+        cell = key >> CELL_SHIFT
+        around = self._around.get(cell)
+        if around is None:
+            around = self._around[cell] = self._range_around(cell)
+        if around and k <= self.ksize + 1:
+            return sorted(around, key=key.__xor__)[:k]
         return _closest(self._live_ids, key, k)
+
+    def _range_around(self, cell: int) -> list[int]:
+        """The live ids among which are the k + 1 closest of every key in a cell; none where those are too many."""
+        ids, least = self._live_ids, self.ksize + 1
+        low, high = 0, len(ids)
+        while high - low > 2 * least:
+            last = ids[high - 1]
+            bit = (ids[low] ^ last).bit_length() - 1
+            middle = bisect_left(ids, last >> bit << bit, low, high)
+            if bit < CELL_SHIFT:
+                break
+            near = (middle, high) if cell >> (bit - CELL_SHIFT) & 1 else (low, middle)
+            if near[1] - near[0] < least:
+                break
+            low, high = near
+        return ids[low:high] if high - low <= 3 * least else []
 
     def find_neighbors(self, node: Node, k: int | None = None, exclude: Node | None = None) -> list[Contact]:
         """The k closest live contacts, nearest first, without the node itself and whoever has `exclude`'s address."""
@@ -310,9 +337,13 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         if contact.is_stale != was_stale:
             _discard(self._stale_ids if was_stale else self._live_ids, contact.long_id)
             insort(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
-            self.version += 1
+            self._note_change()
         if missed == 1:
             contact.missed_since = self.clock.monotonic()
+
+    def _note_change(self) -> None:
+        self.version += 1
+        self._around.clear()
 
     def _splits(self, bucket: Bucket) -> bool:
         return bool(bucket.has_in_range(self.node)) or bucket.depth() % SPLIT_BITS != 0
@@ -341,7 +372,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         insort(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
         self._by_id[contact.long_id] = contact
         self.encoded[contact.long_id] = encode_node(contact.id, *contact.address)
-        self.version += 1
+        self._note_change()
         self._by_address[contact.address] = contact
 
     def _drop(self, contact: Contact, *, promote: bool) -> None:
@@ -349,7 +380,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         del bucket.nodes[contact.id]
         _discard(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
         del self._by_id[contact.long_id], self.encoded[contact.long_id]
-        self.version += 1
+        self._note_change()
         if self._by_address.get(contact.address) is contact:
             del self._by_address[contact.address]
         while promote and bucket.replacement_nodes:
