@@ -16,7 +16,6 @@ from kademlia.node import Node
 
 from plasm_dht import PlasmServer
 from plasm_dht.config import parse_address
-
 from plasm_dht.provider.manifest import Pointer, record_name
 from plasm_dht.record import Record, decode, shared_key
 from tests.cli.process import SCRIPT
