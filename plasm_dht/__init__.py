@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from plasm_dht.dht.intent import Publication as Publication
+    from plasm_dht.dht.observe import Event as Event
     from plasm_dht.dht.server import PlasmServer as PlasmServer
     from plasm_dht.dht.storage import RecordStorage as RecordStorage
     from plasm_dht.errors import PlasmError as PlasmError
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 # Where each name is. It is loaded when it is first used, so that `plasm-dht key` need not load a DHT.
 _HOMES = {
+    "Event": "plasm_dht.dht.observe",
     "Identity": "plasm_dht.identity",
     "PlasmError": "plasm_dht.errors",
     "PlasmServer": "plasm_dht.dht.server",
@@ -20,7 +22,7 @@ _HOMES = {
     "RecordStorage": "plasm_dht.dht.storage",
 }
 
-__all__ = ["Identity", "PlasmError", "PlasmServer", "Publication", "Record", "RecordStorage"]
+__all__ = ["Event", "Identity", "PlasmError", "PlasmServer", "Publication", "Record", "RecordStorage"]
 
 
 def __getattr__(name: str) -> object:

@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -52,6 +52,10 @@ class Identity:
     def __repr__(self) -> str:
         return f"<Identity {self.publisher_id}>"
 
+    def __reduce__(self) -> NoReturn:
+        """Raises `TypeError`: a copy of the key would be in a file or a message that nobody guards."""
+        raise TypeError("an Identity is not pickled or copied: its key stays in the key file and in this process")
+
     @classmethod
     def generate(cls) -> Self:
         """A new random key pair, kept nowhere."""
@@ -61,7 +65,7 @@ class Identity:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The key pair in the file (PKCS#8 PEM, mode 0600), which is created when there is none.
 
-        Raises `IdentityError` when the file is no such key, or when others than its owner can read it.
+        Raises `IdentityError` when the file is no such key, or when others than us (and root) can read it.
         """
         path = Path(path)
         try:
@@ -102,15 +106,15 @@ class Identity:
     @classmethod
     def _read(cls, path: Path) -> Self:
         try:
-            with path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            # without waiting: a pipe that nobody writes to would hold up the start for ever
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+                status = os.fstat(file.fileno())
+                _check_guarded(path, status)
                 data = file.read(MAX_KEY_FILE)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise IdentityError(f"key file {path} cannot be read: {error.strerror}") from None
-        if mode & 0o077:
-            raise IdentityError(f"key file {path} has mode {mode:04o}, so others can use the key: make it 0600")
         # imported where a key file is read or written: a reader of records has none, and it takes as long as the rest
         from cryptography.hazmat.primitives import serialization
 
@@ -143,3 +147,21 @@ class Identity:
                 path.hardlink_to(temporary)  # unlike a rename it never overwrites a key that another process just made
         finally:
             temporary.unlink(missing_ok=True)
+        # The file is on the disk, but its name is in the folder: without it the next start would make another key.
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _check_guarded(path: Path, status: os.stat_result) -> None:
+    """Raises `IdentityError` unless it is a file that nobody but us, and root, can read or replace the content of."""
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise IdentityError(f"key file {path} is {kind}: name a file with a key, or one that is to be made")
+    if mode & 0o077:
+        raise IdentityError(f"key file {path} has mode {mode:04o}, so others can use the key: make it 0600")
+    if status.st_uid not in (0, os.geteuid()):
+        raise IdentityError(f"key file {path} belongs to user {status.st_uid}, who can use the key: make it yours")

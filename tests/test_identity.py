@@ -1,7 +1,14 @@
 """Key pairs, the key file and publisher ids."""
 
+import base64
+import copy
+import errno
+import os
+import pickle
 import stat
 import threading
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -146,7 +153,90 @@ def test_create_overwrites_only_when_told_to(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["id.pem"]
 
 
+def is_in(secret: bytes, text: str) -> bool:
+    """Whether the key, or a half of it, is in the text in any of the ways in which it is written."""
+    der = secret[:16], secret[16:]
+    ways = [way(part) for part in der for way in (bytes.hex, repr, lambda part: base64.b64encode(part)[:20].decode())]
+    pem_lines = pem(Ed25519PrivateKey.from_private_bytes(secret)).decode().splitlines()[1:-1]
+    return any(way.strip("b'") in text for way in [*ways, *pem_lines])
+
+
 def test_the_secret_is_in_no_text_of_it() -> None:
     identity = Identity(Ed25519PrivateKey.from_private_bytes(SECRET))
     assert repr(identity) == f"<Identity ed25519:{PUBLIC.hex()}>"
-    assert SECRET.hex() not in str(identity)
+    for text in (str(identity), f"{identity}", f"{identity!a}", repr(vars(identity)), repr([identity])):
+        assert not is_in(SECRET, text)
+
+
+def test_what_finds_the_secret_would_find_it() -> None:
+    key = Ed25519PrivateKey.from_private_bytes(SECRET)
+    for text in (SECRET.hex(), repr(SECRET), pem(key).decode(), base64.b64encode(SECRET).decode(), repr(pem(key))):
+        assert is_in(SECRET, f"something {text} something")
+
+
+@pytest.mark.parametrize("copy_it", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda each: each.__name__)
+def test_a_key_is_neither_pickled_nor_copied(copy_it: Callable[[object], object]) -> None:
+    with pytest.raises(TypeError, match="not pickled or copied"):
+        copy_it(Identity.generate())
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_the_secret_is_in_no_refusal(tmp_path: Path, mode: int) -> None:
+    content = pem(Ed25519PrivateKey.from_private_bytes(SECRET))
+    path = key_file(tmp_path / "id.pem", content[:-10] if mode == 0o600 else content, mode)
+    with pytest.raises(IdentityError) as caught:
+        Identity.load(path)
+    assert not is_in(SECRET, "".join(traceback.format_exception(caught.value)))
+
+
+def test_a_pipe_is_no_key_file_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "id.pem", 0o600)
+    with pytest.raises(IdentityError, match="no regular file"):
+        Identity.load(tmp_path / "id.pem")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read, or make, another user's key file")
+def test_a_key_that_belongs_to_somebody_else_is_refused(tmp_path: Path) -> None:
+    path = key_file(tmp_path / "id.pem", pem(Ed25519PrivateKey.generate()))
+    os.chown(path, 12345, -1)
+    with pytest.raises(IdentityError, match="belongs to user 12345"):
+        Identity.load(path)
+
+
+def test_the_file_has_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Identity.create(tmp_path / "id.pem")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "id.pem").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_key_file_has_all_of_its_content_or_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    """Whatever step fails, as on a full disk: what was there is there still, and nothing else."""
+    path = tmp_path / "id.pem"
+    before = Identity.create(path).public_key if replace else None
+
+    def full(descriptor: int) -> None:
+        assert stat.S_IMODE(os.fstat(descriptor).st_mode) == 0o600  # also while it is written
+        assert (path.exists(), replace) in ((False, False), (True, True))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(IdentityError, match="cannot be written: No space left"):
+        Identity.create(path, replace=replace)
+    monkeypatch.undo()
+    assert [file.name for file in tmp_path.iterdir()] == (["id.pem"] if replace else [])
+    assert not replace or Identity.load(path).public_key == before
+
+
+def test_the_key_and_its_name_are_on_the_disk_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(stat.S_IFMT(os.fstat(descriptor).st_mode)))
+    Identity.create(tmp_path / "id.pem")
+    assert synced == [stat.S_IFREG, stat.S_IFDIR]

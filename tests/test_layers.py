@@ -18,7 +18,8 @@ LAYERS: dict[str, float] = {
     "plasm_dht.config": 2,
     "plasm_dht.record": 2,
     "plasm_dht.dht.storage": 3,
-    "plasm_dht.dht.sqlite": 3,
+    "plasm_dht.dht.sqlite": 3.5,  # which extends the storage in memory
+    "plasm_dht.dht.statefile": 3,  # the file beneath it
     "plasm_dht.dht.routing": 3,
     "plasm_dht.dht.wire": 3,
     "plasm_dht.dht.protocol": 4,
@@ -30,11 +31,14 @@ LAYERS: dict[str, float] = {
     "plasm_dht.provider.artifacts": 3,
     "plasm_dht.provider.watch": 3,
     "plasm_dht.provider.web": 4,
+    "plasm_dht.provider.gateway": 5,
+    "plasm_dht.provider.page": 5,
     "plasm_dht.provider.fetch": 4,
     "plasm_dht.provider.provider": 7,
     "plasm_dht.testing": 7,
     "plasm_dht_cli": 8,  # one room: its files may import each other
     # what the table does not name
+    "plasm_dht.values": 1.5,  # one value of a setting
     "plasm_dht": 6.5,  # the names for embedders
     "plasm_dht.dht": 0,  # packages that only say what they are for
     "plasm_dht.provider": 0,
@@ -42,11 +46,23 @@ LAYERS: dict[str, float] = {
     "plasm_dht.dht.intent": 4,  # what a publisher means, and whom it has told
     "plasm_dht.dht.publish": 5,  # what a publisher owes its holders
     "plasm_dht.dht.read": 5,  # how a name is read
+    "plasm_dht.dht.observe": 5,  # how a name is watched
+    "plasm_dht.dht.refused": 5,  # what of kademlia's server is refused
     "plasm_dht.dht.membership": 5,  # whom a node knows: joining, upkeep
+    "plasm_dht.dht.holding": 2.5,  # what is held of one publisher
     "plasm_dht.dht.ids": 2,  # ids and addresses of nodes
+    "plasm_dht.dht.find": 4.5,  # how a name is found under one key
+    "plasm_dht.dht.candidate": 3.5,  # whom a lookup may ask
+    "plasm_dht.dht.density": 3,  # how near nodes are by chance
     "plasm_dht.dht.order": 2,  # what is found by its distance or its time
     "plasm_dht.dht.limits": 3,  # what is remembered about addresses
     "plasm_dht.dht.roundtrip": 3,
+    "plasm_dht.dht.stats": 3.5,  # what a node counts
+    "plasm_dht.provider.metrics": 6.7,  # what it counts, for Prometheus
+    "plasm_dht.provider.ipxe": 3,  # scripts for iPXE
+    "plasm_dht.provider.journal": 2,  # what happened lately
+    "plasm_dht.provider.observed": 6.5,  # a node that tells a journal
+    "plasm_dht.provider.door": 3.5,  # who may connect to the HTTP server
     "plasm_dht.provider.folder": 3,  # the folder that a download goes to
     "plasm_dht.dht.answers": 3.5,  # what is said to find_node and find_value
     "plasm_dht.dht.udp": 3.5,  # the socket beneath the transport
@@ -54,8 +70,9 @@ LAYERS: dict[str, float] = {
 
 # An import that only one place may have: a library, and where.
 ONLY_IN = {
-    "aiohttp": {"plasm_dht.provider.web", "plasm_dht.provider.fetch"},
+    "aiohttp": {f"plasm_dht.provider.{room}" for room in ("web", "gateway", "page", "fetch")},
     "watchdog": {"plasm_dht.provider.watch"},
+    "prometheus_client": {"plasm_dht.provider.metrics"},
     "cryptography": {"plasm_dht.identity"},
     "time": {"plasm_dht.clock"},
     "typer": {"plasm_dht_cli"},

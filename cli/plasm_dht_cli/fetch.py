@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EXAMPLE = """\b
 Examples:
   plasm-dht fetch stable/arm64 -o /srv/tftp/arm64
-  plasm-dht fetch stable/arm64 -o . --trust ed25519:... --bootstrap 10.0.0.1:8468
+  plasm-dht fetch stable/arm64 -o . --trust ed25519:0123...
 Exit codes: 0 all of it is there; 1 no live record, or nobody serves what it
 promises now; 2 wrong usage, or the folder cannot be used; 3 no DHT node
 answered; 4 what is served is not what was signed.

@@ -16,10 +16,12 @@ _commands = typer.Typer(
 _SHOW_EXAMPLE = """\b
 Example:
   plasm-dht get stable/arm64 --trust "$(plasm-dht key show)"
+Exit codes: 0 shown; 2 wrong usage, there is no key file, or it is a bad one.
 """
 _NEW_EXAMPLE = """\b
 Example:
-  plasm-dht key new --identity /etc/plasm/identity.pem
+  plasm-dht key new --identity /etc/plasm-dht/identity.pem
+Exit codes: 0 made; 2 wrong usage, the file exists or cannot be written.
 """
 
 Force = Annotated[bool, option("--force", help="Replace the key that is there: its publisher id is lost for good.")]

@@ -1,7 +1,10 @@
-"""The set-up of logging: to stderr, as text or as JSON. No message can forge a second line."""
+"""The set-up of logging: to stderr, as text or as JSON. No message, and no exception's, can forge a second line."""
 
 import logging
+import sys
 from datetime import UTC, datetime
+from types import TracebackType
+from typing import TextIO
 
 from plasm_dht.errors import ConfigError
 from plasm_dht_cli.output import printable
@@ -10,6 +13,8 @@ FORMATS = ("text", "json")
 # The base libraries warn about every datagram that nobody answered, which on a DHT is everyday life.
 _NOISY = ("kademlia", "rpcudp")
 _OURS = ("plasm_dht", "plasm_dht_cli")
+
+_log = logging.getLogger(__name__)
 
 
 class TextFormatter(logging.Formatter):
@@ -44,14 +49,15 @@ class JsonFormatter(logging.Formatter):
 def set_up(*, log_format: str | None, verbose: int, quiet: bool, usual: int) -> None:
     """Log to stderr at the level `usual`, or at another one if `-v` (DEBUG) or `-q` (ERROR) was given.
 
-    With `-v` twice the libraries' messages are logged too. Raises `ConfigError` for what cannot be asked for.
+    With `-v` twice the libraries' messages are logged too. Without it a service, whose `usual` level is below WARNING,
+    says of each kind of line ten a minute (`LimitedHandler`). Raises `ConfigError` for what cannot be asked for.
     """
     if log_format is not None and log_format not in FORMATS:
         raise ConfigError(f"--log-format: {log_format!r}: must be {' or '.join(FORMATS)}")
     if verbose and quiet:
         raise ConfigError("--verbose and --quiet: only one of them can be given")
     level = logging.DEBUG if verbose else logging.ERROR if quiet else usual
-    handler = logging.StreamHandler()
+    handler = _handler(limited=usual < logging.WARNING and not verbose)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     everything = verbose > 1
     logging.basicConfig(handlers=[handler], level=level if everything else max(level, logging.WARNING), force=True)
@@ -60,6 +66,23 @@ def set_up(*, log_format: str | None, verbose: int, quiet: bool, usual: int) -> 
         logging.getLogger(name).setLevel(logging.DEBUG if everything else logging.CRITICAL)
     for name in _OURS:
         logging.getLogger(name).setLevel(level)
+    sys.excepthook = _log_bug
+
+
+def _handler(*, limited: bool) -> "logging.StreamHandler[TextIO]":
+    if not limited:
+        return logging.StreamHandler()
+    from plasm_dht_cli.log_limit import LimitedHandler  # imports asyncio, which what only prints does without
+
+    return LimitedHandler()
+
+
+def _log_bug(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """What ends the process goes through the log: the interpreter would print an exception's text as it is."""
+    if issubclass(kind, Exception):
+        _log.critical("a bug of plasm-dht ended it", exc_info=(kind, error, traceback))
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _time(record: logging.LogRecord) -> str:

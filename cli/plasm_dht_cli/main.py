@@ -17,7 +17,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 # The commands in the order of --help; the module of this name has an `add_to(app)`. Only the one that is asked for is
 # imported: `plasm-dht get` runs on machines that boot.
-COMMANDS = ("serve", "get", "fetch", "node", "key")
+COMMANDS = ("serve", "get", "fetch", "publish", "watch", "status", "node", "key", "config")
 
 _HELP = (
     "Signed, expiring records on a Kademlia DHT: machines that boot find the newest manifest without a central server."
@@ -27,7 +27,7 @@ Two terminals on one machine:
   plasm-dht serve --artifacts DIR
   plasm-dht get stable/arm64
 Exit codes: 0 done; 1 not found; 2 wrong usage or configuration; 3 no DHT node
-answered; 4 verification failed. Results go to stdout, everything else to stderr.
+answered; 4 verification failed. Results go to stdout, all else to stderr.
 """
 
 
@@ -48,12 +48,16 @@ def _options(
 
 
 def _application(arguments: list[str]) -> typer.Typer:
-    """The application with the one command that the arguments name; if they start with anything else, with all."""
+    """The application with the one command that the arguments name; if they start with anything else, with all.
+
+    So it is for completion, too: a shell that asks what could come next gives no arguments.
+    """
+    named = [name for name in COMMANDS if name in arguments[:1]]
     app = typer.Typer(
-        help=_HELP, epilog=_EPILOG, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
+        help=_HELP, epilog=_EPILOG, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=not named
     )
     app.callback()(_options)
-    for command in [name for name in COMMANDS if name in arguments[:1]] or COMMANDS:
+    for command in named or COMMANDS:
         importlib.import_module(f"plasm_dht_cli.{command}").add_to(app)
     return app
 

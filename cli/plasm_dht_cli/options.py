@@ -1,13 +1,14 @@
 """The options that commands share: names, variables, help, and the way from what was typed to settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from plasm_dht.config import Override, Settings
+    from plasm_dht.config import Loaded, Override, Settings
+    from plasm_dht.dht.sqlite import SqliteStorage
     from plasm_dht.identity import Identity
 
 PREFIX = "PLASM_DHT_"
@@ -26,6 +27,18 @@ def option(*names: str, help: str, metavar: str | None = None, **more: Any) -> A
     )
 
 
+def _yielding_to(other: str) -> Callable[[typer.Context, typer.CallbackParam, int], int]:
+    """A flag beats a variable: `-v` given, `PLASM_DHT_QUIET` is not meant. Flags are looked at before variables."""
+
+    def callback(ctx: typer.Context, param: typer.CallbackParam, value: int) -> int:
+        mine, its = (ctx.get_parameter_source(name or "") for name in (param.name, other))
+        variable_only = mine is not None and mine.name == "ENVIRONMENT"
+        flag = its is not None and its.name == "COMMANDLINE" and ctx.params.get(other)
+        return type(value)() if variable_only and flag else value
+
+    return callback
+
+
 Host = Annotated[
     str | None,
     option("--host", metavar="ADDRESS", help="Address that the DHT node binds. Default: 0.0.0.0, all of them."),
@@ -33,6 +46,19 @@ Host = Annotated[
 Port = Annotated[
     str | None,
     option("--port", metavar="PORT", help="UDP port of the DHT node; 0 picks a free one. Default: 8468."),
+]
+HttpHost = Annotated[
+    str | None,
+    option("--http-host", metavar="ADDRESS", help="Address that the HTTP server binds. Default: 0.0.0.0, all of them."),
+]
+GatewayPort = Annotated[
+    str | None,
+    option(
+        "--http-port",
+        metavar="PORT",
+        help="Serve a gateway into the DHT and a page for people at this TCP port; 0 picks a free one. "
+        "Default: no HTTP.",
+    ),
 ]
 Bootstrap = Annotated[
     list[str] | None,
@@ -72,8 +98,8 @@ StateDir = Annotated[
     option(
         "--state-dir",
         metavar="DIR",
-        help="Where state is kept between runs. Default: plasm-dht in the user's state directory "
-        "(~/.local/state on Linux).",
+        help="Where the key, the node's id, its contacts and the records that it holds are kept between runs, for one "
+        "process at a time. Default: plasm-dht in the user's state directory (~/.local/state on Linux).",
     ),
 ]
 Config = Annotated[
@@ -91,13 +117,24 @@ Trust = Annotated[
 ]
 LogFormat = Annotated[
     str | None,
-    option("--log-format", metavar="text|json", help="How log lines on stderr look. Default: text."),
+    option(
+        "--log-format",
+        metavar="text|json",
+        autocompletion=lambda: ["text", "json"],
+        help="How log lines on stderr look. Default: text.",
+    ),
 ]
 Verbose = Annotated[
     int,
-    option("--verbose", "-v", count=True, help="Log more; twice (in the variable: 2): the libraries' messages too."),
+    option(
+        "--verbose",
+        "-v",
+        count=True,
+        callback=_yielding_to("quiet"),
+        help="Log more; twice (in the variable: 2): the libraries' messages too.",
+    ),
 ]
-Quiet = Annotated[bool, option("--quiet", "-q", help="Log errors only.")]
+Quiet = Annotated[bool, option("--quiet", "-q", callback=_yielding_to("verbose"), help="Log errors only.")]
 
 # Which setting an option overrides, by the name of the command's argument.
 SETTINGS: Mapping[str, str] = {
@@ -127,20 +164,35 @@ def settings(ctx: typer.Context) -> "Settings":
 
     Raises `ConfigError`.
     """
-    from plasm_dht.config import load
+    return load_settings(ctx).settings
 
-    return load(ctx.params.get("config"), _overrides(ctx))
+
+def load_settings(ctx: typer.Context) -> "Loaded":
+    """As `settings`, and where each came from."""
+    from plasm_dht.config import load_with_sources
+
+    return load_with_sources(ctx.params.get("config"), _overrides(ctx))
 
 
 def identity_path(identity: str | None, state_dir: str | None) -> Path:
     """The key file: the one named, else identity.pem in the state directory."""
-    if identity is not None:
-        return Path(identity)
+    return Path(identity) if identity is not None else state_path(state_dir) / "identity.pem"
+
+
+def state_path(state_dir: str | None) -> Path:
+    """The state directory: the one named, else the user's."""
     if state_dir is not None:
-        return Path(state_dir) / "identity.pem"
+        return Path(state_dir)
     import platformdirs
 
-    return Path(platformdirs.user_state_dir("plasm-dht")) / "identity.pem"
+    return Path(platformdirs.user_state_dir("plasm-dht"))
+
+
+def open_storage(state_dir: str | None) -> "SqliteStorage":
+    """What a node holds, in the state directory. Blocks. Raises `ConfigError`."""
+    from plasm_dht.dht.sqlite import SqliteStorage
+
+    return SqliteStorage(state_path(state_dir) / "node.sqlite")
 
 
 def load_identity(identity: str | None, state_dir: str | None) -> "Identity":

@@ -14,6 +14,11 @@ Examples:
   plasm-dht serve --artifacts /srv/boot
   plasm-dht serve --artifacts /srv/boot --host 10.0.0.7 --http-host 10.0.0.7 \\
       --bootstrap dht.example.net:8468 --record-ttl 600
+  plasm-dht serve --config /etc/plasm-dht/plasm.toml
+Signals: SIGTERM or SIGINT withdraws the records and stops; a second one stops
+at once. SIGHUP reads the file again for TTL, refresh, trust and bootstrap.
+Exit codes: 0 stopped by a signal; 2 wrong usage or configuration, a port in
+use, a bad folder or key file.
 """
 
 Artifacts = Annotated[
@@ -64,6 +69,7 @@ def serve(
     port: options.Port = None,
     http_host: HttpHost = None,
     http_port: HttpPort = None,
+    trust: options.Trust = None,
     bootstrap: options.Bootstrap = None,
     record_ttl: options.RecordTtl = None,
     refresh_interval: options.RefreshInterval = None,
@@ -92,17 +98,19 @@ def serve(
             "in the configuration file"
         )
     key = options.load_identity(identity, state_dir)
+    storage = options.open_storage(state_dir)
 
     from plasm_dht.config import format_address
     from plasm_dht.provider.provider import Provider
     from plasm_dht_cli import running
 
+    control = running.Control(lambda: options.settings(ctx))
+
     async def service() -> None:
-        async with Provider(settings, key, no_http=no_http, withdraw=not no_withdraw) as provider:
+        async with Provider(settings, key, no_http=no_http, withdraw=not no_withdraw, storage=storage) as provider:
             http = provider.http_address
-            running.announce(
-                format_address(provider.dht_address), format_address(http) if http else "-", key.publisher_id
-            )
+            where = format_address(provider.dht_address), format_address(http) if http else "-", key.publisher_id
+            control.ready(where, status=provider.summary, apply=provider.apply)
             await provider.wait_failed()
 
-    running.run_until_stopped(service)
+    running.run_until_stopped(service, control)

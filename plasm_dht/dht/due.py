@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
@@ -9,6 +10,9 @@ from typing import Any, Generic, TypeVar
 from sortedcontainers import SortedList
 
 from plasm_dht.clock import Clock
+from plasm_dht.errors import PlasmError
+
+log = logging.getLogger(__name__)
 
 # A wall clock that jumps cannot wake us, so it is looked at this often (s): what a suspend or a clock step made overdue
 # waits no longer than this.
@@ -49,7 +53,7 @@ class DueLoop(ABC, Generic[J]):
             while True:
                 job = await self._next()
                 await slots.acquire()
-                group.create_task(work(job)).add_done_callback(lambda _: slots.release())
+                group.create_task(_run_one(work, job)).add_done_callback(lambda _: slots.release())
 
     async def _next(self) -> J:
         while True:
@@ -62,6 +66,14 @@ class DueLoop(ABC, Generic[J]):
                     await self._changed.wait()
             except TimeoutError:
                 pass
+
+
+async def _run_one(work: Callable[[J], Coroutine[Any, Any, None]], job: J) -> None:
+    """One job. What it cannot do is its own failure, and ends neither the loop nor the node."""
+    try:
+        await work(job)
+    except PlasmError as error:
+        log.warning("what was due for %r failed: %s", job, error)
 
 
 class DueQueue(DueLoop[K]):

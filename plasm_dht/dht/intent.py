@@ -1,14 +1,20 @@
-"""What a publisher means to say about a name, who has been told, and what came of telling them. Data, no behaviour."""
+"""What a publisher means to say about a name, who has been told, and what came of telling them. No network."""
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from plasm_dht.dht.ids import Address
 from plasm_dht.dht.routing import Contact
-from plasm_dht.record import Record, Value
+from plasm_dht.dht.stats import REFUSALS, Advertised, counted
+from plasm_dht.identity import Identity
+from plasm_dht.record import MAX_SEQ, MAX_TTL, Record, Value, sign
 
-# Sequence numbers of ours that are remembered, to tell them from another node's with the same key.
-SIGNED_REMEMBERED = 16
+# Sequence numbers of ours that are remembered, to tell them from another node's with the same key: this many, and
+# more while too few holders acknowledge any.
+SIGNED_REMEMBERED, SIGNED_IN_VAIN = 16, 1024
+# A tombstone lives at least this long (ms).
+LEAST_TOMBSTONE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +59,63 @@ class Intent:
     last_seq: int = 0
     # When the last record was signed, in seconds of `Clock.elapsed`: its refresh is due so long after.
     signed_at: float = 0.0
-    signed: deque[int] = field(default_factory=lambda: deque(maxlen=SIGNED_REMEMBERED))
+    signed: deque[int] = field(default_factory=lambda: deque(maxlen=SIGNED_IN_VAIN))
     # The latest end of life that was ever signed (Unix ms): a tombstone lives as long.
     latest_end: int = 0
     # The end of life (Unix ms) of the last record that enough holders acknowledged.
     acknowledged_end: int = 0
     record: Record | None = None
+    # The last record of ours that enough holders acknowledged since the value was last said, and the newest live one
+    # that another host has signed with the same key.
+    told: Record | None = None
+    rival: Record | None = None
     stored: int = 0
+    # Whether too few holders acknowledged the last round, and what they said to it.
+    failing: bool = False
+    said: str = ""
     holders: dict[bytes, dict[Address, Holder]] = field(default_factory=dict)
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether what another host has said later with the same key stands for the name, and not the own value."""
+        return self.record is not None and self.record is self.rival
+
+    @property
+    def superseding(self) -> Record | None:
+        """The rival, when it was signed after what enough holders know of us."""
+        if self.rival is None or self.told is None or self.rival.withdrawn or self.rival.rank < self.told.rank:
+            return None
+        return self.rival
+
+    def sign(self, identity: Identity, now: int, elapsed: float) -> Record:
+        """A record of what is meant at this moment (`now` in Unix ms, `elapsed` in s), above every earlier one."""
+        issued_at, end = now, now + int(self.ttl * 1000)
+        if self.withdrawn:
+            end = max(self.latest_end, now + LEAST_TOMBSTONE)
+            issued_at = max(now, end - MAX_TTL * 1000)  # no longer than holders accept, if our clock went back
+        record = sign(
+            identity,
+            self.name,
+            self.value,
+            seq=min(max(self.last_seq + 1, now), MAX_SEQ),
+            issued_at=issued_at,
+            expires_at=end,
+            withdrawn=self.withdrawn,
+        )
+        self.record, self.last_seq, self.signed_at = record, record.seq, elapsed
+        self.signed.append(record.seq)
+        self.latest_end = max(self.latest_end, end)
+        return record
+
+    def acknowledged(self, key: bytes, record: Record) -> set[Address]:
+        """Who acknowledged this record, or a later one, under the key."""
+        return {address for address, holder in self.holders.get(key, {}).items() if holder.seq >= record.seq}
+
+    def forget_holders(self, now: int) -> None:
+        """Forget whose record has ended by `now` (Unix ms)."""
+        for holders in self.holders.values():
+            for address in [address for address, holder in holders.items() if holder.until <= now]:
+                del holders[address]
 
 
 @dataclass(slots=True)
@@ -69,12 +124,23 @@ class Round:
 
     record: Record
     enough: bool = True
+    asked: int = 0
     answered: int = 0
     told: set[Address] = field(default_factory=set)
     refused: Counter[str] = field(default_factory=Counter)
     samples: list[int] = field(default_factory=list)
     mistimed: list[int] = field(default_factory=list)
     newer: list[bytes] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        if not self.asked:
+            return "nobody was asked, for no neighbour answers"
+        refused = Counter(reason if reason in REFUSALS else "other" for reason in self.refused.elements())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in refused.most_common())
+        return (
+            f"of {counted(self.asked, 'store')} {self.answered - refused.total()} acknowledged, "
+            f"{refused.total()} refused{f' ({reasons})' if reasons else ''}, {self.asked - self.answered} not answered"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +154,10 @@ class Standing:
     expires_at: int
     refresh_in: float | None
     holders: int
+
+
+def advertised(intents: Iterable[Intent], owed: int) -> Advertised:
+    """How what is kept alive stands, with so many stores owed."""
+    alive = [intent for intent in intents if intent.kept_alive and intent.record is not None]
+    ends = (each.rival.expires_at if each.rival and each.stands_by else each.acknowledged_end for each in alive)
+    return Advertised(len(alive), sum(intent.failing for intent in alive), min(ends, default=None), owed)

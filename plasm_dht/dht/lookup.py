@@ -1,24 +1,25 @@
-"""Iterative lookups: the k closest nodes, or every publisher's newest record, from the network, never from a cache.
+"""Iterative lookups: the k closest nodes, from the network, never from a cache.
 
 A lookup keeps alpha requests in flight, starts the next candidate when one is slower than expected, and ends when the k
-closest that are alive have answered. Every record is verified; of each publisher the newest counts, live or not.
+closest that are alive have answered. Nobody is one of them before it has said its id itself, and whoever names nodes
+that are not there, or are somebody else, is believed no further.
 """
 
 import asyncio
 from bisect import insort
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from kademlia.node import Node
 
-from plasm_dht.clock import Clock, reader_time
-from plasm_dht.dht import ids, wire
+from plasm_dht.clock import Clock
+from plasm_dht.dht import density, ids, wire
+from plasm_dht.dht.candidate import Candidate, Namer
 from plasm_dht.dht.roundtrip import RoundTrips
 from plasm_dht.dht.routing import Contact, PlasmRoutingTable
+from plasm_dht.dht.stats import FOUND, NO_ANSWER, Stats
 from plasm_dht.dht.storage import RecordStorage
 from plasm_dht.dht.wire import Outcome
-from plasm_dht.errors import RecordError
-from plasm_dht.record import Record, decode, keys_of, verify
 
 # A whole lookup returns the best it has after this long (s).
 LOOKUP_TIMEOUT = 10.0
@@ -26,14 +27,15 @@ LOOKUP_TIMEOUT = 10.0
 # each nearer than the last, stops here.
 MAX_CANDIDATES = 20
 MAX_ASKED = 10
+# Of our own contacts so many have answered before a lookup ends: one liar names liars only, nearer than the honest that
+# we know, and they name each other. Where a fifth of all nodes lie, that all of five do is one case in 3,000.
+ROOTS = 5
 # Of our own contacts the candidates once somebody is slow, in multiples of k: with half of all nodes dead the k closest
 # living are among the 2k closest, give or take a few.
 WIDER = 4
 # A responder that has been slow for this long (s) holds up no reader that has a live record from all the others: in a
 # network of two or three nodes, where no quorum can be reached, one that has just died would cost two seconds.
 SILENCE = 0.25
-# Envelopes that one responder is asked for: the publishers that a holder keeps a key (storage.MAX_PUBLISHERS).
-MAX_ENVELOPES = 32
 
 
 class Asker(Protocol):
@@ -44,6 +46,7 @@ class Asker(Protocol):
     source_node: Node
     clock: Clock
     round_trips: RoundTrips
+    stats: Stats
 
     def call_find_node(self, node_to_ask: Contact, node_to_find: Node) -> "asyncio.Future[Outcome]":
         """Ask a contact for the nodes that it knows closest to an id."""
@@ -51,36 +54,14 @@ class Asker(Protocol):
     def call_find_value(self, node_to_ask: Contact, node_to_find: Node, skip: int = 0) -> "asyncio.Future[Outcome]":
         """Ask a contact for what it holds under an id, without the first `skip` envelopes."""
 
+    def call_ping(self, node_to_ask: Contact) -> "asyncio.Future[Outcome]":
+        """Ask whoever is at a contact's address for its id."""
 
-class Candidate:
-    """A node that a lookup may ask, ordered by its distance to the target."""
+    def is_known(self, contact: Contact) -> bool:
+        """Whether the node at this address has said this id lately."""
 
-    __slots__ = (
-        "answered",
-        "asked",
-        "contact",
-        "distance",
-        "envelopes",
-        "failed",
-        "shown",
-        "silent",
-        "slow",
-        "stale",
-        "timer",
-    )
-
-    def __init__(self, contact: Contact, distance: int, *, stale: bool) -> None:
-        self.contact = contact
-        self.distance = distance
-        self.stale = stale
-        self.asked = self.answered = self.failed = self.slow = self.silent = False
-        # By publisher what it holds, of what we could verify.
-        self.envelopes: dict[bytes, Record] = {}
-        self.shown = 0  # envelopes, those that we could not verify too
-        self.timer: asyncio.TimerHandle | None = None
-
-    def __lt__(self, other: "Candidate") -> bool:
-        return self.distance < other.distance
+    def node_count(self) -> float | None:
+        """How many nodes the network has; `None` when that is not known."""
 
 
 class NodeLookup:
@@ -92,7 +73,10 @@ class NodeLookup:
         self.k = k
         self.alpha = alpha
         self._candidates: list[Candidate] = []
-        self._known: set[bytes] = {protocol.source_node.id}
+        self._by_id: dict[bytes, Candidate | None] = {protocol.source_node.id: None}
+        self._addresses: set[ids.Address] = set()  # of those that answered: one address is one node
+        self._own: list[Candidate] = []  # our closest contacts, which nobody had to name
+        self._first: list[Candidate] = []  # who was asked before anybody had named anybody
         self._in_flight = 0  # of those whose answer is awaited the ones that are not slow
         self._awaited = 0
         self._asked = 0
@@ -106,9 +90,11 @@ class NodeLookup:
         """Ask until it is done or `timeout` seconds are over; the k closest that answered, nearest first."""
         router = self.protocol.router
         router.touch(self.target)
-        self._finished = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        started, self._finished = loop.time(), loop.create_future()
         key = self.target.long_id
         self._add(router.closest(key, self.k))
+        self._own = list(self._candidates)
         self._add(router.closest(key, self.k, stale=True))
         self._advance()
         try:
@@ -121,7 +107,18 @@ class NodeLookup:
             for candidate in self._candidates:
                 if candidate.timer is not None:
                     candidate.timer.cancel()
-        return [candidate.contact for candidate in self.answered()][: self.k]
+        closest = [candidate.contact for candidate in self.answered()][: self.k]
+        self.protocol.stats.lookups[FOUND if closest else NO_ANSWER].add(loop.time() - started)
+        return closest
+
+    async def run_beyond(self) -> "list[Contact]":
+        """As `run`, and where attackers crowd around the id, besides those who would be the closest if they did not."""
+        found, nodes = await self.run(), self.protocol.node_count()
+        if nodes is None or not self.is_crowded(nodes):
+            return found
+        others = await beyond(self.protocol, self.target.id, nodes, k=self.k, alpha=self.alpha, timeout=LOOKUP_TIMEOUT)
+        there = {contact.address for contact in found}
+        return found + [contact for contact in others if contact.address not in there]
 
     def answered(self) -> list[Candidate]:
         """Who answered, nearest first."""
@@ -139,11 +136,30 @@ class NodeLookup:
         """Take in a reply. Returns whether the candidate has to be asked again."""
         return False
 
-    def _add(self, contacts: Iterable[Contact]) -> None:
+    def needs_id(self, candidate: Candidate) -> bool:
+        """Whether one that has replied counts only once it has said its id."""
+        return True
+
+    def is_crowded(self, nodes: float) -> bool:
+        """Whether in a network of so many nodes the nearest that are alive are too near to be there by chance."""
+        near = (each for each in self._candidates if each.answered or (each.namers is None and not each.failed))
+        distances = [each.distance for each in near if not each.stale or each.answered]
+        return density.is_crowded(distances[: self.k], nodes)
+
+    def node_count(self) -> float | None:
+        """How many nodes the network has, by how near the closest are that answered."""
+        return density.node_count([each.distance for each in self.answered()[: self.k]])
+
+    def _add(self, contacts: Iterable[Contact], namer: Namer | None = None) -> None:
         for contact in contacts:
-            if contact.id not in self._known:
-                self._known.add(contact.id)
-                insort(self._candidates, Candidate(contact, contact.distance_to(self.target), stale=contact.is_stale))
+            candidate = self._by_id.get(contact.id)
+            if candidate is None and contact.id not in self._by_id:
+                candidate = Candidate(contact, contact.distance_to(self.target), stale=contact.is_stale)
+                candidate.namers = None if namer is None or self.protocol.is_known(contact) else []
+                self._by_id[contact.id] = candidate
+                insort(self._candidates, candidate)
+            if candidate is not None and candidate.namers is not None and namer is not None:
+                candidate.namers.append(namer)
         while len(self._candidates) > MAX_CANDIDATES * self.k and not self._candidates[-1].asked:
             self._candidates.pop()
 
@@ -159,9 +175,13 @@ class NodeLookup:
     def _add_named(self, nodes: Iterable[ids.NodeTuple]) -> None:
         """Candidates that a responder named; of those in our own table we know better whether they answer."""
         find = self.protocol.router.find
-        self._add(
-            find(node.id) or Contact(*node) for node in nodes if node.id not in self._known and ids.is_askable(node)
-        )
+        contacts = (find(node.id) or Contact(*node) for node in nodes if ids.is_askable(node))
+        # alpha, as with the stale: where half of all have died, one of three is alive in most cases.
+        self._add((each for each in contacts if each.address not in self._addresses), Namer(self.alpha))
+
+    def _is_vouched_for(self, candidate: Candidate) -> bool:
+        """Whether it may be asked: it is known, or named by one whose nodes have not failed too often."""
+        return candidate.namers is None or any(namer.credit > 0 for namer in candidate.namers)
 
     def _window(self) -> list[Candidate]:
         """The k closest that count, and whoever is slow among them.
@@ -174,7 +194,7 @@ class NodeLookup:
         for candidate in self._candidates:
             if counted == self.k:
                 break
-            if not candidate.failed and (candidate.asked or not candidate.stale):
+            if not candidate.failed and (candidate.asked or (not candidate.stale and self._is_vouched_for(candidate))):
                 window.append(candidate)
                 counted += candidate.answered or not candidate.slow
         return window
@@ -188,6 +208,8 @@ class NodeLookup:
             if candidate.failed:
                 continue
             if not candidate.asked:
+                if not self._is_vouched_for(candidate):
+                    continue
                 if not candidate.stale:
                     return candidate, False
                 stale = stale or candidate
@@ -204,15 +226,27 @@ class NodeLookup:
             return stale, answered
         return None, answered
 
+    def _next_root(self) -> Candidate | None:
+        """One of our own contacts to be asked besides, until enough of them have answered."""
+        own = [each for each in self._own if not each.failed]
+        if sum(each.answered or (each.asked and not each.slow) for each in own) >= ROOTS:
+            return None
+        return next((each for each in own if not each.asked), None)
+
     def _advance(self) -> None:
         if self._finished is None or self._finished.done():
             return
         complete = False
         while not (done := self.is_done()):
             candidate, complete = self._next()
+            candidate = candidate or self._next_root()
             if candidate is None or self._in_flight >= self.alpha or self._asked >= MAX_ASKED * self.k:
                 break
             candidate.asked = True
+            if len(self._first) < self.alpha:
+                self._first.append(candidate)
+            for namer in candidate.namers or ():
+                namer.credit -= 1
             self._asked += 1
             self._stale_asked += candidate.stale
             self._ask(candidate)
@@ -233,18 +267,36 @@ class NodeLookup:
 
     def _ask(self, candidate: Candidate) -> None:
         self._in_flight += 1
+        candidate.holds_place = True
+        self._await(candidate)
+        self.query(candidate).add_done_callback(lambda future: self._receive(candidate, future.result()))
+
+    def _await(self, candidate: Candidate) -> None:
         self._awaited += 1
         candidate.slow = False
         patience = self.protocol.round_trips.slow_after(candidate.contact.address)
         candidate.timer = asyncio.get_running_loop().call_later(patience, self._be_slow, candidate)
-        self.query(candidate).add_done_callback(lambda future: self._receive(candidate, future.result()))
+
+    def _came(self, candidate: Candidate) -> bool:
+        """Note that the wait for this one is over. Returns whether it still matters."""
+        if self._finished is None or self._finished.done():
+            return False
+        if candidate.timer is not None:
+            candidate.timer.cancel()
+        self._awaited -= 1
+        self._free_place(candidate)
+        return True
+
+    def _free_place(self, candidate: Candidate) -> None:
+        self._in_flight -= candidate.holds_place
+        candidate.holds_place = False
 
     def _be_slow(self, candidate: Candidate) -> None:
         """Do not wait for this one only: its place in flight is free for the next."""
         candidate.slow = True
         self._widen()
         candidate.timer = asyncio.get_running_loop().call_later(SILENCE, self._be_silent, candidate)
-        self._in_flight -= 1
+        self._free_place(candidate)
         self._advance()
 
     def _be_silent(self, candidate: Candidate) -> None:
@@ -253,145 +305,65 @@ class NodeLookup:
         self._advance()
 
     def _receive(self, candidate: Candidate, outcome: Outcome) -> None:
-        if self._finished is None or self._finished.done():
+        if not self._came(candidate):
             return
-        if candidate.timer is not None:
-            candidate.timer.cancel()
-        self._awaited -= 1
-        if not candidate.slow:
-            self._in_flight -= 1
         found: wire.Found | None = outcome[1]
         if found is None:
             candidate.failed = not candidate.answered
         else:
             self._stale_limit += 2 * candidate.stale
             again = self.receive(candidate, found)
-            candidate.answered = not again
             self._add_named(found.nodes)
             if again:
                 self._ask(candidate)
+            elif self.protocol.is_known(candidate.contact) or not self.needs_id(candidate):
+                self._accept(candidate)
+            else:
+                self._await(candidate)
+                pinged = self.protocol.call_ping(candidate.contact)
+                pinged.add_done_callback(lambda future: self._receive_id(candidate, future.result()))
         self._advance()
 
+    def _receive_id(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Whether the one that replied is who it was named to be; if it is another, that is whom it counts as."""
+        if not self._came(candidate):
+            return
+        contact = candidate.contact
+        if outcome[1] == contact.id:
+            self._accept(candidate)
+        else:
+            candidate.failed = True
+            if ids.is_id(outcome[1]) and outcome[1] not in (*self._by_id, ids.TRANSIENT_ID):
+                self._add([Contact(outcome[1], *contact.address)])
+                other = self._by_id[outcome[1]]
+                if other is not None:
+                    other.asked, other.envelopes, other.shown = True, candidate.envelopes, candidate.shown
+                    self._accept(other)
+        self._advance()
 
-class RecordLookup(NodeLookup):
-    """Finds every publisher's newest record of a name under one of its keys.
+    def _accept(self, candidate: Candidate) -> None:
+        """It has answered, as the node that it is named to be."""
+        if candidate.contact.address in self._addresses and not candidate.answered:
+            candidate.failed = True
+            return
+        candidate.answered = True
+        self._addresses.add(candidate.contact.address)
+        for namer in candidate.namers or ():
+            namer.credit += 2
+        candidate.namers = None
 
-    With a `quorum` it ends as soon as that many holders agree on the freshest live record of a publisher in `trust`
-    (anybody when empty), or when nobody but the silent is left to answer and it has a live record or k answers that
-    there is none; without one it asks all of the k closest for all that they hold.
+
+async def beyond(
+    protocol: Asker, key: bytes, nodes: float, *, k: int, alpha: int, timeout: float, margin: int = 0
+) -> list[Contact]:
+    """Nodes at the distance at which the farthest of the key's k closest would be among so many, by chance.
+
+    They are looked up by ids that differ from the key in one high bit: whoever crowds around the key is not near those.
+    Two such bits, and `margin` more on either side for a reader, so that whoever takes the network for half or twice as
+    large finds one of them, too.
     """
-
-    def __init__(
-        self,
-        protocol: Asker,
-        key: bytes,
-        *,
-        k: int,
-        alpha: int,
-        quorum: int | None = None,
-        trust: frozenset[bytes] = frozenset(),
-    ) -> None:
-        super().__init__(protocol, key, k=k, alpha=alpha)
-        self.quorum = quorum
-        self.trust = trust
-        # The newest record of each publisher that anybody showed, live or not.
-        self.winners: dict[bytes, Record] = {}
-        self.own = Candidate(Contact(protocol.source_node.id, "", 0), 0, stale=False)
-        self._verified: dict[bytes, Record | None] = {}
-        self._samples: list[int] = []
-        held = [holding.envelope for holding in protocol.storage.holdings(key)]
-        self._verified.update((envelope, decode(envelope)) for envelope in held)  # what is held was verified
-        self._learn(self.own, held)
-
-    def now(self) -> int:
-        """The time (Unix ms) that decides what is live: our own clock's, or the responders' when that is wrong."""
-        return reader_time(self._samples, self.protocol.clock.now())
-
-    def live(self) -> list[Record]:
-        """Each trusted publisher's newest record, if it is live, freshest first."""
-        now = self.now()
-        own = self.protocol.storage
-        monotonic = self.protocol.clock.monotonic()
-        records = []
-        for record in self.winners.values():
-            held = own.holding(self.target.id, record.public_key)
-            ended = held is not None and held.envelope == record.envelope and monotonic >= held.deadline
-            if record.is_live(now) and not ended and (not self.trust or record.public_key in self.trust):
-                records.append(record)
-        return sorted(records, key=lambda record: record.freshness, reverse=True)
-
-    def newest(self, public_key: bytes, known: Collection[int]) -> Record | None:
-        """The newest record of a publisher that anybody showed whose `seq` is not among the known ones."""
-        shown = (each.envelopes.get(public_key) for each in [self.own, *self._candidates])
-        records = [record for record in shown if record is not None and record.seq not in known]
-        return max(records, key=lambda record: record.rank, default=None)
-
-    def outdated(self) -> list[tuple[Contact, Record]]:
-        """Whom to repair with what: holders of an older record, and one without any that is nearer than a holder."""
-        now = self.now()
-        pairs: list[tuple[Contact, Record]] = []
-        for winner in self.winners.values():
-            if now >= winner.expires_at:
-                continue
-            lacking: Candidate | None = None
-            for candidate in self.answered()[: self.k]:
-                shown = candidate.envelopes.get(winner.public_key)
-                if shown is None:
-                    lacking = lacking or candidate
-                elif shown.rank < winner.rank:
-                    pairs.append((candidate.contact, winner))
-                elif lacking is not None and not winner.withdrawn:
-                    pairs.append((lacking.contact, winner))
-                    lacking = None
-                    break
-        return pairs[: self.k]
-
-    def is_done(self) -> bool:
-        """Whether a quorum agrees on the freshest live record, or all but the silent have answered and there is one."""
-        if self.quorum is None:
-            return False
-        live = self.live()
-        if live:
-            newest = live[0]
-            shown = (each.envelopes.get(newest.public_key) for each in [self.own, *self._candidates])
-            if sum(record is not None and record.rank == newest.rank for record in shown) >= self.quorum:
-                return True
-        window = self._window()
-        if not all(candidate.answered or candidate.silent for candidate in window):
-            return False
-        # That there is nothing is believed of k that answered, never of silence.
-        return bool(live) or sum(candidate.answered for candidate in window) >= self.k
-
-    def query(self, candidate: Candidate) -> "asyncio.Future[Outcome]":
-        """Ask for what it holds beyond what it has shown."""
-        return self.protocol.call_find_value(candidate.contact, self.target, candidate.shown)
-
-    def receive(self, candidate: Candidate, found: wire.Found) -> bool:
-        """Take in what it holds; ask again when there is more and all of it is wanted."""
-        if found.now is not None and candidate.shown == 0:
-            self._samples.append(found.now)
-        self._learn(candidate, found.envelopes)
-        candidate.shown += len(found.envelopes)
-        return self.quorum is None and found.more and bool(found.envelopes) and candidate.shown < MAX_ENVELOPES
-
-    def _learn(self, candidate: Candidate, envelopes: Iterable[bytes]) -> None:
-        for envelope in envelopes:
-            record = self._verify(envelope)
-            if record is None:
-                continue
-            candidate.envelopes[record.public_key] = record
-            winner = self.winners.get(record.public_key)
-            if winner is None or record.rank > winner.rank:
-                self.winners[record.public_key] = record
-
-    def _verify(self, envelope: bytes) -> Record | None:
-        """The record in the envelope, if its publisher signed it for this key. Distinct envelopes are verified once."""
-        if envelope not in self._verified:
-            try:
-                record = decode(envelope)
-            except RecordError:
-                self._verified[envelope] = None
-            else:
-                valid = self.target.id in keys_of(record) and verify(record)
-                self._verified[envelope] = record if valid else None
-        return self._verified[envelope]
+    key_id = int.from_bytes(key)
+    targets = [(key_id ^ 1 << bit).to_bytes(ids.ID_BYTES) for bit in density.reach_bits(k, nodes, margin)]
+    lookups = (NodeLookup(protocol, target, k=k, alpha=alpha).run(timeout) for target in targets)
+    found: Sequence[list[Contact]] = await asyncio.gather(*lookups)
+    return list({contact.address: contact for each in found for contact in each}.values())

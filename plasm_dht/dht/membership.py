@@ -14,6 +14,7 @@ from plasm_dht.dht.ids import Address
 from plasm_dht.dht.lookup import NodeLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
+from plasm_dht.dht.stats import counted
 from plasm_dht.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ RESOLVE_WITHIN = 3.0
 JOIN_ATTEMPTS = 3
 # Stale contacts that are pinged every `ASK_AGAIN_FEW` s while few are live, so that a healed link is noticed.
 REVIVALS = 3
+# Contacts whose addresses outlive the process, in multiples of k: the k closest, and others from all over the network.
+REMEMBERED = 3
 # Neighbours that are asked which address of ours they see.
 STUN_NEIGHBOURS = 8
 
@@ -58,6 +61,7 @@ class Membership:
         self._alpha = alpha
         self._tidy = tidy
         self._addresses: list[Address] = []
+        self._known = protocol.storage.contacts  # of the node's earlier run
         self._asked_at = self._revived_at = 0.0
         self._retry = RETRY_FIRST
         self._woken = asyncio.Event()
@@ -67,10 +71,13 @@ class Membership:
     def _is_transient(self) -> bool:
         return bool(self._protocol.source_node.id == ids.TRANSIENT_ID)
 
-    async def bootstrap(self, addresses: Iterable[Address]) -> list[Contact]:
-        """Join through these (host, port), and remember them. Returns the neighbours found, nearest first."""
-        self._addresses = list(dict.fromkeys([*self._addresses, *addresses]))
-        await self._ask_bootstrap_nodes()
+    async def bootstrap(self, addresses: Iterable[Address], *, replace: bool = False) -> list[Contact]:
+        """Join through these (host, port), and remember them. Returns the neighbours found, nearest first.
+
+        `replace`: forget those of before. What is known of their nodes stays.
+        """
+        self._addresses = list(dict.fromkeys([*([] if replace else self._addresses), *addresses]))
+        await self._ask(self._addresses)
         neighbours = await self._find_neighbours()
         if not self._is_transient:
             self._report()
@@ -86,13 +93,19 @@ class Membership:
 
     async def run(self) -> None:
         """See to the tables, and ask for neighbours where they are few, until cancelled."""
-        if self._is_transient:
-            return
+        if not self._is_transient:
+            try:
+                await self._stay()
+            finally:
+                self._remember()
+
+    async def _stay(self) -> None:
         tidied = self._clock.monotonic()
         while True:
             if self._has_joined:
                 self._has_joined = False
                 await self._meet_the_far()
+                self._remember()
             now = self._clock.monotonic()
             ask_at = self._ask_at()
             due = min(tidied + UPKEEP, ask_at) - now
@@ -104,7 +117,7 @@ class Membership:
                 continue
             if now >= ask_at:
                 before = self._protocol.router.live_count
-                await self._ask_bootstrap_nodes()
+                await self._ask(self._addresses if before else [*self._addresses, *self._known])
                 if self._protocol.router.live_count > before:
                     await self._find_neighbours()
                 self._report()
@@ -115,10 +128,11 @@ class Membership:
 
     # -- joining -----------------------------------------------------------------------------------------------------
 
-    async def _ask_bootstrap_nodes(self) -> None:
+    async def _ask(self, addresses: Iterable[Address]) -> None:
+        """Ping the nodes at these (host, port): who answers becomes a contact."""
         router = self._protocol.router
         self._asked_at = self._clock.monotonic()
-        reaching = [asyncio.ensure_future(self._reach(named)) for named in list(self._addresses)]
+        reaching = [asyncio.ensure_future(self._reach(named)) for named in addresses]
         try:
             for reached in asyncio.as_completed(reaching):
                 await reached
@@ -179,10 +193,10 @@ class Membership:
         return await NodeLookup(self._protocol, key, k=self._k, alpha=self._alpha).run()
 
     def _ask_at(self) -> float:
-        """When the bootstrap addresses are asked again (monotonic)."""
-        if not self._addresses:
-            return float("inf")
+        """When bootstrap addresses, and without a neighbour those of an earlier run, are asked again (monotonic)."""
         live = self._protocol.router.live_count
+        if not self._addresses and (live or not self._known):
+            return float("inf")
         wait = self._retry if live == 0 else ASK_AGAIN_FEW if live < self._k else ASK_AGAIN
         return self._asked_at + wait
 
@@ -191,14 +205,25 @@ class Membership:
         live = self._protocol.router.live_count
         if live:
             if self._retry != RETRY_FIRST:
-                log.info("joined the network: %d neighbours", live)
+                log.info("joined the network: %s", counted(live, "neighbour"))
             self._retry = RETRY_FIRST
-        elif self._addresses:
+        elif self._addresses or self._known:
             asked = ", ".join(f"{host}:{port}" for host, port in self._addresses)
+            asked = asked or f"{counted(len(self._known), 'contact')} of an earlier run"
             log.warning("no bootstrap node answered (%s): trying again in %.0f s", asked, self._retry)
             self._retry = min(self._retry * 2, RETRY_LONGEST)
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
+
+    def _remember(self) -> None:
+        """Have the storage keep where neighbours and others are, if it outlives the process."""
+        router = self._protocol.router
+        near = router.closest(self._protocol.source_node.long_id, self._k)
+        closest = {contact.id for contact in near}
+        far = sorted((each for each in router.live() if each.id not in closest), key=lambda each: each.long_id)
+        step = len(far) // ((REMEMBERED - 1) * self._k) + 1
+        if near:  # a node that has lost everybody finds them where they were
+            self._protocol.storage.keep_contacts([contact.address for contact in (*near, *far[::step])])
 
     async def _see_to_table(self) -> None:
         router = self._protocol.router
@@ -215,3 +240,4 @@ class Membership:
         # Look up a random id at each distance that no lookup went to for an hour (the paper, section 2.3).
         for bucket in router.neglected():
             await self._find_nodes(_random_id(*bucket.range))
+        self._remember()

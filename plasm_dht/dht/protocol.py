@@ -6,7 +6,6 @@ be pinged first. Nothing that arrives can raise: what is not of the right shape 
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,13 +14,13 @@ from kademlia.protocol import KademliaProtocol
 from rpcudp.protocol import RPCProtocol
 
 from plasm_dht.clock import Clock
-from plasm_dht.dht import ids, wire
+from plasm_dht.dht import density, ids, stats, wire
 from plasm_dht.dht.answers import Answers
 from plasm_dht.dht.ids import Address
-from plasm_dht.dht.limits import SILENT_FOR, VERIFIED_FOR, RateLimit, Seen
+from plasm_dht.dht.limits import SILENT_FOR, VERIFIED_FOR, RateLimit, Said, Seen
 from plasm_dht.dht.roundtrip import RoundTrips
 from plasm_dht.dht.routing import Contact, PlasmRoutingTable
-from plasm_dht.dht.storage import RecordStorage, Verdict
+from plasm_dht.dht.storage import ACCEPTED, RecordStorage, Verdict
 from plasm_dht.dht.udp import UdpSocket
 from plasm_dht.dht.wire import NO_ANSWER, Outcome
 from plasm_dht.record import Record
@@ -89,8 +88,8 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self.ksize = ksize
         self.clock = clock
         self.round_trips = RoundTrips()
-        # What was dropped or refused, by reason.
-        self.dropped: Counter[str] = Counter()
+        self.stats = stats.Stats()
+        self.dropped = self.stats.dropped
         self._rate_limit = None if rate_limit is None else RateLimit(rate_limit)
         self._spawn = spawn
         self._on_contact = on_contact
@@ -98,6 +97,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._pings: dict[Address, asyncio.Future[Outcome]] = {}
         self._verified = Seen(VERIFIED_FOR)
         self._silent = Seen(SILENT_FOR)
+        self._said = Said(VERIFIED_FOR)
         self._deferred: set[bytes] = set()
         self._answers = Answers(self.router, storage, clock, ksize)
         self._socket: UdpSocket | None = None
@@ -140,8 +140,8 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         """Answer what has arrived, this datagram first, and hand answers to the calls that wait for them."""
         self._answers.stamp()
         self._receive(data, addr)
-        if self._socket is not None:
-            self._socket.drain(self._receive)
+        more = 0 if self._socket is None else self._socket.drain(self._receive)
+        self.stats.received += 1 + more  # once for all of them: each datagram costs as little as before
 
     def _receive(self, data: bytes, addr: tuple[Any, ...]) -> None:
         sender: Address = addr if len(addr) == 2 else addr[:2]  # IPv6 adds flow and scope
@@ -166,6 +166,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         if isinstance(result, bytes):
             self._send(wire.response(message_id, result), sender)
         elif message_id in self._deferred or len(self._deferred) >= MAX_PINGS:  # a resend, or a crowd
+            self.dropped["busy"] += message_id not in self._deferred
             result.close()
         else:
             self._deferred.add(message_id)
@@ -180,6 +181,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
             self._deferred.discard(message_id)
 
     def _send(self, datagram: bytes, address: Address) -> None:
+        self.stats.sent += 1
         if self._socket is not None:
             self._socket.send(datagram, address)
         elif not self.transport.is_closing():
@@ -211,9 +213,12 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         node_id, key, envelope = request.arguments
         self.welcome(sender, node_id)
         checked = self.storage.check(key, envelope)
+        is_verified = self._verified.has(sender, self.clock.monotonic())
         if isinstance(checked, Verdict):
+            if checked is ACCEPTED and is_verified:  # else anybody could put off our replication from any address
+                self.storage.receive_again(key, envelope)
             return self._verdict(checked)
-        if self._verified.has(sender, self.clock.monotonic()):
+        if is_verified:
             return self._verdict(self.storage.admit(key, checked))
         return self._store_after_ping(sender, key, checked)
 
@@ -229,8 +234,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         return self._verdict(self.storage.admit(key, checked) if isinstance(checked, Record) else checked)
 
     def _verdict(self, verdict: Verdict) -> bytes:
-        if verdict.reason is not None:
-            self.dropped[verdict.reason] += 1
+        self.stats.stores_received[verdict.reason or stats.ACCEPTED] += 1
         return wire.stored_result(self.clock.wall(), verdict.reason, verdict.held)
 
     def welcome(self, sender: Address, node_id: bytes) -> int | None:
@@ -273,6 +277,21 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
     def call_store(self, node_to_ask: Contact, key: bytes, value: bytes) -> "asyncio.Future[Outcome]":
         """Whether it accepts the envelope under the key."""
         return self._call(node_to_ask.address, node_to_ask, "store", self.source_node.id, key, value)
+
+    def node_count(self) -> float | None:
+        """How many nodes the network has, by how near our neighbours are; `None` for a caller that has none."""
+        if self.source_node.id == ids.TRANSIENT_ID:
+            return None
+        own = self.source_node.long_id
+        neighbours = self.router.closest(own, self.ksize)  # all of these are known, and not all beyond
+        return density.node_count([own ^ each.long_id for each in neighbours])
+
+    def is_known(self, contact: Contact) -> bool:
+        """Whether the node at this address has said this id lately."""
+        there = self.router.at(contact.address)
+        if there is not None and there.id == contact.id:
+            return True
+        return self._said.has(contact.address, contact.id, self.clock.monotonic())
 
     def ping_address(self, address: Address) -> "asyncio.Future[Outcome]":
         """The id of whoever is at the (ip, port)."""
@@ -333,16 +352,28 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._verified.add(call.address, now)
         self._silent.discard(call.address)
         if not call.sent_twice and not call.is_store:
-            self.round_trips.sample(call.address, asyncio.get_running_loop().time() - call.sent_at)
+            took = asyncio.get_running_loop().time() - call.sent_at
+            self.round_trips.sample(call.address, took)
+            self.stats.round_trips.add(took)
         contact = call.contact
+        if result is None:  # junk is no answer
+            if contact is not None:
+                self.router.miss(contact)
+            return
         if call.is_ping:  # the only answer that says who it is
-            contact = None if result is None else Contact(result, *call.address)
-        elif contact is not None and (there := self.router.at(call.address)) is not None and there.id != contact.id:
-            contact = None  # an id that somebody named drives out nobody
-        if contact is not None and self.router.add_contact(contact):
+            contact = Contact(result, *call.address)
+            self._said.add(call.address, result, now)
+        elif contact is None:
+            return
+        elif not self.is_known(contact):  # an id that somebody named does not enter, and drives out nobody
+            self._meet(call.address, contact.id, self.router.at(call.address))
+            return
+        if self.router.add_contact(contact):
             self._on_contact(contact)
 
     def _finish(self, call: Call, outcome: Outcome) -> None:
         call.timer.cancel()
+        if call.is_store:
+            self.stats.note_store(*outcome)
         if not call.future.done():
             call.future.set_result(outcome)

@@ -1,12 +1,16 @@
 """Reading a name: at the bound keys of trusted publishers, at the shared key, and what a reading teaches."""
 
 import asyncio
+import random
 from collections.abc import Callable, Iterable, Sequence
 
-from plasm_dht.clock import Clock
-from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, RecordLookup
+from plasm_dht.clock import Clock, reader_time
+from plasm_dht.dht import ids
+from plasm_dht.dht.find import RecordLookup, live
+from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, NodeLookup, beyond
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
+from plasm_dht.dht.stats import FOUND, NO_ANSWER, NOT_FOUND
 from plasm_dht.identity import parse_publisher_id
 from plasm_dht.record import Record, bound_key, check_name, freshest_first, shared_key
 
@@ -44,8 +48,20 @@ class Reader:
 
         Ends once `quorum` holders agree on the first (`None`: when all closest have answered), or after `timeout` s.
         """
-        check_name(name)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         publishers = frozenset(parse_publisher_id(publisher) for publisher in trust or ())
+        lookups = await self.look_up(check_name(name), publishers, quorum=quorum, timeout=timeout)
+        records = self._live(lookups, publishers)
+        answered = any(lookup.answered() for lookup in lookups)
+        result = FOUND if records else NOT_FOUND if answered else NO_ANSWER
+        self._protocol.stats.readings[result].add(loop.time() - started)
+        return records
+
+    async def look_up(
+        self, name: str, publishers: frozenset[bytes], *, quorum: int | None = None, timeout: float | None = None
+    ) -> list[RecordLookup]:
+        """As `find`, all that was shown under each of the keys: what is live, tombstones, and what is over."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (LOOKUP_TIMEOUT if timeout is None else timeout)
 
@@ -58,10 +74,52 @@ class Reader:
             return lookups
 
         lookups = await look_up(bound_key(each, name) for each in sorted(publishers))
-        if not any(lookup.winners for lookup in lookups):
-            lookups = await look_up([shared_key(name)])
-        self._ahead = lookups[0].now() - self._clock.now()
+        await self._look_beyond(lookups, deadline)
+        # An old record or a tombstone at the bound key may be all that a liar shows: the newest of both keys decides.
+        if not self._live(lookups, publishers):
+            shared = await look_up([shared_key(name)])
+            lookups += shared
+            await self._look_beyond(shared, deadline)
+            if not self._live(lookups, publishers) and self._protocol.node_count() is None:
+                await self._look_beyond(lookups, deadline, await self._count_nodes(deadline))
+        self._ahead = self._now(lookups) - self._clock.now()
         for lookup in lookups:
             if outdated := lookup.outdated():
                 self._repair(outdated, lookup.target.id)
-        return freshest_first(record for lookup in lookups for record in lookup.live())
+        return lookups
+
+    def _now(self, lookups: Iterable[RecordLookup]) -> int:
+        """The time (Unix ms) by all that responded to one reading."""
+        return reader_time([now for lookup in lookups for now in lookup.samples], self._clock.now())
+
+    def _live(self, lookups: Iterable[RecordLookup], publishers: frozenset[bytes]) -> list[Record]:
+        """Each publisher's newest record under any of the keys, if it is live, freshest first."""
+        newest: dict[bytes, Record] = {}
+        for record in (each for lookup in lookups for each in lookup.winners.values()):
+            if record.public_key not in newest or record.rank > newest[record.public_key].rank:
+                newest[record.public_key] = record
+        now = self._now(lookups)
+        ended = {record.envelope for lookup in lookups for record in lookup.ended()}
+        records = [record for record in newest.values() if record.envelope not in ended]
+        return freshest_first(live(records, now, publishers))
+
+    async def _look_beyond(self, lookups: Sequence[RecordLookup], deadline: float, nodes: float | None = None) -> None:
+        """Where attackers crowd around a key, ask those who would hold it if they did not."""
+        loop = asyncio.get_running_loop()
+        nodes = nodes or self._protocol.node_count()
+
+        async def ask(lookup: RecordLookup) -> None:
+            if nodes is not None and lookup.is_crowded(nodes):
+                key, left = lookup.target.id, deadline - loop.time()
+                rooms = {"k": self._k, "alpha": self._alpha}
+                found = await beyond(self._protocol, key, nodes, **rooms, timeout=left, margin=1)
+                lookup.samples.clear()  # whoever crowds around a key would be most of those who say what time it is
+                await lookup.ask_also(found, deadline - loop.time())
+
+        await asyncio.gather(*(ask(lookup) for lookup in lookups))
+
+    async def _count_nodes(self, deadline: float) -> float | None:
+        """How many nodes there are, from a lookup of a random id: a caller that does not stay has no neighbours."""
+        lookup = NodeLookup(self._protocol, random.randbytes(ids.ID_BYTES), k=self._k, alpha=self._alpha)
+        await lookup.run(deadline - asyncio.get_running_loop().time())
+        return lookup.node_count()

@@ -13,11 +13,13 @@ from itertools import chain, islice
 from plasm_dht.clock import Clock
 from plasm_dht.dht import ids, wire
 from plasm_dht.dht.due import DueLoop, DueQueue
+from plasm_dht.dht.holding import Holding
 from plasm_dht.dht.lookup import NodeLookup
 from plasm_dht.dht.order import TimedKeys
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
-from plasm_dht.dht.storage import Holding, RecordStorage
+from plasm_dht.dht.stats import counted
+from plasm_dht.dht.storage import RecordStorage
 from plasm_dht.record import Record
 
 log = logging.getLogger(__name__)
@@ -97,7 +99,8 @@ class Replicator:
         """Note what is held now."""
         if not holding.own:
             every, spread = self._interval(holding)
-            self._due.schedule(key, holding, every + spread * random.random())
+            left = max(every - (self._clock.monotonic() - holding.received), 0.0)  # less, if from an earlier run
+            self._due.schedule(key, holding, left + spread * random.random())
 
     def on_contact(self, contact: Contact) -> None:
         """Note a new contact, which may be closer to some of the records than others that hold them."""
@@ -185,7 +188,7 @@ class Replicator:
             handed += len(owed)
             await asyncio.sleep(0)  # the node has others to answer
         if handed:
-            log.debug("handed %d records to %s", handed, contact)
+            log.debug("handed %s to %s", counted(handed, "record"), contact)
 
     def _owed(self, contact: Contact, keys: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
         """(key, envelope) of what is not over, under those of the keys that the contact is owed."""

@@ -8,10 +8,8 @@ from __future__ import annotations  # what only a publisher or a holder needs is
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-
-from kademlia.network import Server
 
 from plasm_dht.clock import Clock
 from plasm_dht.dht import ids
@@ -19,9 +17,11 @@ from plasm_dht.dht.ids import Address
 from plasm_dht.dht.membership import Membership, check_address
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.read import Reader
+from plasm_dht.dht.refused import RefusingServer
 from plasm_dht.dht.routing import Contact
+from plasm_dht.dht.stats import counted
 from plasm_dht.dht.storage import DEFAULT_MAX_BYTES, DEFAULT_MAX_RECORDS, RecordStorage
-from plasm_dht.errors import ConfigError, IdentityError, ListenError, PlasmError
+from plasm_dht.errors import ConfigError, IdentityError, ListenError
 from plasm_dht.identity import Identity
 from plasm_dht.record import (
     MAX_TTL,
@@ -37,6 +37,7 @@ from plasm_dht.record import (
 
 if TYPE_CHECKING:
     from plasm_dht.dht.intent import Intent, Publication, Standing
+    from plasm_dht.dht.observe import Event, Observer
     from plasm_dht.dht.publish import Publisher
     from plasm_dht.dht.refresh import Refresher
     from plasm_dht.dht.replicate import Replicator
@@ -51,14 +52,14 @@ WITHDRAW_WITHIN = 3.0
 FORGET_SLICE = 200
 
 
-class PlasmServer(Server):  # type: ignore[misc]  # the base library has no types
+class PlasmServer(RefusingServer):
     """A node of the DHT.
 
     Args:
         identity: who publishes; without one the node holds and reads but publishes nothing.
         record_ttl: life of a record in seconds, 1 to 604,800.
         refresh_interval: seconds after which a record is signed and published anew; 2/3 of `record_ttl` by default.
-        ksize, alpha, node_id, storage: as in kademlia; the storage is a `RecordStorage`, else `TypeError`.
+        ksize, alpha, node_id, storage: as in kademlia; a `RecordStorage` (else `TypeError`), which may remember the id.
         clock: where the time comes from.
         rate_limit: requests a second that one source address may send, bursts of twice that; `None`: no limit.
         quorum: holders that have to agree before `get` ends.
@@ -102,7 +103,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         self.clock = clock or Clock()
         if storage is None:
             storage = RecordStorage(max_records=max_records, max_bytes=max_bytes, max_ttl=max_ttl)
-        super().__init__(ksize, alpha, node_id, storage)
+        super().__init__(ksize, alpha, node_id or storage.node_id, storage)
         self.storage: RecordStorage = storage  # the base takes an empty one for none
         self.storage.attach(self.node.id, self.clock)
         self.identity = identity
@@ -114,6 +115,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         self._runner: asyncio.Task[None] | None = None
         self._membership: Membership | None = None
         self._reader: Reader | None = None
+        self._observer: Observer | None = None
         self._publisher: Publisher | None = None
         self._refresher: Refresher | None = None
         self._replicator: Replicator | None = None
@@ -168,7 +170,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
             runner.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await runner
-        self.storage.close()
+        await self.storage.close()
 
     def stop(self) -> None:
         """Stop at once and withdraw nothing, as kademlia does."""
@@ -186,12 +188,14 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
     # -- the network -------------------------------------------------------------------------------------------------
 
-    async def bootstrap(self, addrs: Iterable[Address]) -> list[Contact]:
+    async def bootstrap(self, addrs: Iterable[Address], *, replace: bool = False) -> list[Contact]:
         """Join through the nodes at these (host, port); host names too. Returns the neighbours found, nearest first.
 
-        The addresses are remembered: while there is no neighbour they are asked again, with growing pauses.
+        The addresses are remembered: while there is no neighbour they are asked again, with growing pauses. They are
+        added to those of an earlier call, or `replace` them.
         """
-        return await self._listening(self._membership).bootstrap([check_address(address) for address in addrs])
+        addresses = [check_address(address) for address in addrs]
+        return await self._listening(self._membership).bootstrap(addresses, replace=replace)
 
     async def seen_address(self) -> str | None:
         """The IP address that most of our neighbours see us at; `None` when nobody answered."""
@@ -207,22 +211,22 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         """(ip, port) of the k closest live contacts."""
         return [contact.address for contact in self.protocol.router.closest(self.node.long_id, self.ksize)]
 
-    # -- what kademlia has and a record with a life cannot have -------------------------------------------------------
-
-    async def set_digest(self, dkey: bytes, value: object) -> bool:
-        """Refused: a record is signed for its name, so a key alone says nothing."""
-        raise PlasmError(f"key {dkey.hex()} cannot be set: a record is signed for its name, use set(name, value)")
-
-    def save_state(self, fname: str) -> None:
-        """Refused: kademlia's state file is a pickle, which runs whatever code is in it."""
-        raise PlasmError(f"state is not saved to {fname}: kademlia's state file is a pickle, bootstrap from addresses")
-
-    @classmethod
-    async def load_state(cls, fname: str, port: int, interface: str = "0.0.0.0") -> Self:  # noqa: S104
-        """Refused, as `save_state` is."""
-        raise PlasmError(f"state is not read from {fname}: kademlia's state file is a pickle, bootstrap from addresses")
-
     # -- records -----------------------------------------------------------------------------------------------------
+
+    def set_life(self, record_ttl: float, refresh_interval: float | None = None) -> None:
+        """From now on publish for `record_ttl` seconds and refresh after `refresh_interval`, as in the constructor.
+
+        What is kept alive for the TTL of before gets the new one: at once if that is shorter, else with its next
+        refresh. Raises `ConfigError`.
+        """
+        check_life(record_ttl, refresh_interval)
+        before, self.record_ttl = self.record_ttl, record_ttl
+        self.refresh_interval = record_ttl * REFRESH_AT if refresh_interval is None else refresh_interval
+        for intent in self._publisher.set_ttl(before, record_ttl) if self._publisher is not None else ():
+            if self._refresher is not None and record_ttl >= before:
+                self._refresher.change(intent, self.refresh_interval, may_delay=record_ttl == before)
+            else:  # a change: whoever holds the longer record is owed the shorter one
+                self._spawn(self._publishing().refresh(intent.name, owed=True))
 
     async def publish(self, name: str, value: Value, *, ttl: float | None = None) -> Publication:
         """Publish the value under the name and keep it alive until it is withdrawn; again: replaces it.
@@ -269,6 +273,19 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
         """Every publisher's live record, freshest first, after asking all k closest holders."""
         return await self._listening(self._reader).find(name, quorum=None, trust=trust, timeout=timeout)
 
+    def watch(self, name: str, *, trust: Sequence[str] | None = None) -> AsyncGenerator[Event, None]:
+        """What becomes of each publisher's record (in `trust`, if given), starting with those that are live.
+
+        For `async for`; it ends when the node stops. Close it (`aclose`) or cancel it to stop asking.
+        """
+        reader = self._listening(self._reader)
+        if self._observer is None and self._runner is not None:
+            from plasm_dht.dht.observe import Observer
+
+            self._observer = Observer(self.protocol, self.clock, spawn=self._spawn, look_up=reader.look_up)
+            self._runner.add_done_callback(self._observer.stop)
+        return self._listening(self._observer).watch(name, trust)
+
     def standing(self, name: str) -> Standing | None:
         """How what is kept alive under the name stands; `None` when nothing is."""
         from plasm_dht.dht.intent import Standing
@@ -314,7 +331,7 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
 
     async def _run(self, started: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as self._tasks:
-            for room in (self._membership, self._replicator, self._publisher, self._refresher):
+            for room in (self.storage, self._membership, self._replicator, self._publisher, self._refresher):
                 if room is not None:
                     self._tasks.create_task(room.run())
             started.set()
@@ -346,26 +363,9 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
             self._spawn(self._replicator.repair(pairs, key))
 
     def _on_round(self, intent: Intent, enough: bool, took: float) -> None:
-        """Schedule the next refresh: in time, or soon when too few holders acknowledged this one."""
-        if self._refresher is None:
-            return
-        if enough:
+        if self._refresher is not None:
             interval = self.refresh_interval if intent.ttl == self.record_ttl else intent.ttl * REFRESH_AT
-            self._refresher.succeeded(intent.name, min(interval, self.refresh_interval), took)
-            return
-        # Of what holders know; once that is over, of what this node itself still shows whoever asks it.
-        now = self.clock.now()
-        end = intent.acknowledged_end
-        if end <= now and intent.record is not None:
-            end = intent.record.expires_at
-        left = (end - now) / 1000
-        delay = self._refresher.failed(intent.name, left)
-        log.warning(
-            "%r was not refreshed: too few holders acknowledged it; what is held expires in %.0f s; next try in %.1f s",
-            intent.name,
-            max(left, 0),
-            delay,
-        )
+            self._refresher.after_round(intent, min(interval, self.refresh_interval), enough=enough, took=took)
 
     async def _publish(self, name: str, value: Value, ttl: float | None, *, keep_alive: bool) -> Publication:
         check_name(name)
@@ -406,9 +406,9 @@ class PlasmServer(Server):  # type: ignore[misc]  # the base library has no type
                     group.create_task(self.withdraw(name))
         told = sum(self._publisher.has_told(name) for name in names)
         if told < len(names):
-            log.warning("%d of %d records were withdrawn in time; the others expire", told, len(names))
+            log.warning("%d of %s withdrawn in time; the rest expires", told, counted(len(names), "record"))
         else:
-            log.info("%d records were withdrawn", told)
+            log.info("%s withdrawn", counted(told, "record"))
 
 
 def _report(runner: asyncio.Task[None]) -> None:

@@ -10,13 +10,14 @@ is made of objects that the garbage collector walks through.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import msgspec
 from kademlia.storage import IStorage
 
 from plasm_dht.clock import Clock
+from plasm_dht.dht.holding import Holding
+from plasm_dht.dht.ids import Address
 from plasm_dht.dht.order import KEY_BYTES, SortedBytes, TimedKeys
 from plasm_dht.errors import RecordError
 from plasm_dht.record import MAX_TTL, Record, decode, keys_of, verify
@@ -42,74 +43,20 @@ class Verdict(NamedTuple):
 ACCEPTED = Verdict()
 
 
-class Holding(msgspec.Struct, gc=False, eq=False):
-    """One publisher's newest envelope under one key, and until when it counts. Times: ms on the wall, s monotonic.
-
-    Not seen by the garbage collector, which would stop the node for as long as it takes to visit all of them; so
-    nothing in it may ever lead back to it.
-    """
-
-    envelope: bytes
-    public_key: bytes
-    seq: int
-    issued_at: int
-    expires_at: int
-    withdrawn: bool
-    deadline: float
-    received: float
-    own: bool
-    keep_until: int
-    keep_deadline: float
-    # When the storage looks whether it can be forgotten, and the replicator whether it is to be passed on.
-    look_at: float = 0.0
-    replicate_at: float | None = None
-    # Until then another holder may still have a different, older record of this publisher alive.
-    contested_until: int = 0
-    # The other publishers' holdings, if this is the freshest of its key.
-    others: "tuple[Holding, ...]" = ()
-
-    @classmethod
-    def of(cls, record: Record, deadline: float, received: float, *, own: bool) -> "Holding":
-        """What is held of a record."""
-        return cls(
-            envelope=record.envelope,
-            public_key=record.public_key,
-            seq=record.seq,
-            issued_at=record.seq if record.seq == record.issued_at else record.issued_at,  # mostly: one int for both
-            expires_at=record.expires_at,
-            withdrawn=record.withdrawn,
-            deadline=deadline,
-            received=received,
-            own=own,
-            keep_until=record.expires_at,
-            keep_deadline=deadline,
-        )
-
-    def is_over(self, now: int, monotonic: float) -> bool:
-        """Whether its life has ended by either clock."""
-        return now >= self.expires_at or monotonic >= self.deadline
-
-    def is_forgettable(self, wall: int, monotonic: float) -> bool:
-        """Whether nothing older can come back any more: by both clocks, since either may have jumped."""
-        return wall >= self.keep_until and monotonic >= self.keep_deadline
-
-    def inherit(self, older: "Holding", *, changed: bool) -> None:
-        """Take over what the replaced holding still guards against."""
-        self.own = self.own or older.own
-        self.keep_until = max(self.keep_until, older.keep_until)
-        self.keep_deadline = max(self.keep_deadline, older.keep_deadline)
-        self.contested_until = max(older.contested_until, older.expires_at if changed else 0)
-
-
 class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no types
     """Records by key, several publishers a key, capped in records and bytes.
 
     As a kademlia storage: `storage[key] = envelope` admits (or raises `RecordError`), reading gives the live envelope
     of the freshest publisher.
 
-    `_put` and `_remove` are the two places where what is held changes: a subclass that keeps it elsewhere, too, extends
-    these. (What a holding says of itself, when it was received or is to be passed on, changes in its attributes.)
+    `_take_in` and `_remove` are the two places where what is held changes: a subclass that keeps it elsewhere, too,
+    extends these. (What a holding says of itself, when it was received or is to be passed on, changes in its
+    attributes.)
     """
+
+    # What a storage that outlives the process knows of the node's earlier run: its id, and where its contacts were.
+    node_id: bytes | None = None
+    contacts: Sequence[Address] = ()
 
     def __init__(
         self,
@@ -130,6 +77,8 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         # Called with (key, holding) after a record was put, and after one was removed.
         self.on_change: Callable[[bytes, Holding], None] | None = None
         self.on_remove: Callable[[bytes, Holding], None] | None = None
+        # By key who else is told of each record that is put there, with its holding.
+        self.observers: dict[bytes, list[Callable[[Holding], None]]] = {}
         self._node_id = 0
         # The freshest holding of each key, by the key's last byte (the first is that of the node's id in most): small
         # dicts, because one of a million keys takes 40 ms to grow.
@@ -142,8 +91,10 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
 
     def attach(self, node_id: bytes, clock: Clock) -> None:
         """Say for which node this holds records: whose clock counts, and to which id a record is far."""
-        keys = list(self.keys())
         self.clock = clock
+        if self._node_id == int.from_bytes(node_id):
+            return
+        keys = list(self.keys())
         self._node_id = int.from_bytes(node_id)
         self._foreign, self._own = SortedBytes(KEY_BYTES), SortedBytes(KEY_BYTES)
         for key in keys:
@@ -169,7 +120,6 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
             return Verdict("ttl_too_long")
         held = self.holding(key, record.public_key)
         if held is not None and held.envelope == record.envelope:
-            held.received = self.clock.monotonic()
             return ACCEPTED
         if held is not None and held.seq > record.seq:
             return Verdict("stale", held.envelope)
@@ -194,7 +144,15 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
     def store(self, key: bytes, envelope: object) -> Verdict:
         """Check and admit at once, for a sender that needs no verifying."""
         checked = self.check(key, envelope)
+        if checked is ACCEPTED:
+            self.receive_again(key, envelope)
         return self.admit(key, checked) if isinstance(checked, Record) else checked
+
+    def receive_again(self, key: bytes, envelope: object) -> None:
+        """Note that a sender whose address is known to be real has what is held, too: it need not be passed on yet."""
+        for holding in self.held(key):
+            if holding.envelope == envelope:
+                holding.received = self.clock.monotonic()
 
     def keep_own(self, key: bytes, record: Record) -> None:
         """Hold a record that this node has just signed: always, whatever its clock says and however full it is."""
@@ -259,8 +217,20 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
             self._look(key, holding, wall, monotonic)
         return limit
 
-    def close(self) -> None:
-        """Let go of what is outside the process: nothing here."""
+    # -- what outlives the process: nothing here ---------------------------------------------------------------------
+
+    def keep_contacts(self, addresses: Sequence[Address]) -> None:
+        """Remember where to find other nodes again."""
+
+    def last_said(self, public_key: bytes, name: str) -> tuple[int, int]:
+        """The highest `seq` and the latest end (Unix ms) that this node has ever signed for the name; 0: nothing."""
+        return 0, 0
+
+    async def run(self) -> None:
+        """Let what is outside the process follow what is held, until cancelled."""
+
+    async def close(self) -> None:
+        """Let go of what is outside the process."""
 
     # -- kademlia's IStorage -----------------------------------------------------------------------------------------
 
@@ -354,6 +324,10 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
             changed = (older.withdrawn, older.value) != (record.withdrawn, record.value)
             holding.inherit(held, changed=changed)
             self._remove(key, held)
+        self._take_in(key, holding)
+
+    def _take_in(self, key: bytes, holding: Holding) -> None:
+        """Hold it, besides what is held under the key of other publishers."""
         self._shelve(key, [*self.held(key), holding])
         self.records += 1
         self.bytes += len(holding.envelope)
@@ -362,6 +336,8 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         self.version += 1
         if self.on_change is not None:
             self.on_change(key, holding)
+        for observer in self.observers.get(key, ()):
+            observer(holding)
 
     def _remove(self, key: bytes, holding: Holding) -> None:
         """Hold it no longer."""

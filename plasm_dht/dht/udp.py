@@ -32,16 +32,19 @@ class UdpSocket:
             return None
         return cls(socket.socket(fileno=os.dup(there.fileno())), on_error)
 
-    def drain(self, receive: Callable[[bytes, tuple[Any, ...]], None]) -> None:
-        """Hand over what has arrived, `BATCH` datagrams at most."""
+    def drain(self, receive: Callable[[bytes, tuple[Any, ...]], None]) -> int:
+        """Hand over what has arrived, `BATCH` datagrams at most. Returns how many."""
         read = self._handle.recvfrom
+        count = 0
         try:
-            for _ in range(BATCH):
+            for count in range(BATCH):  # noqa: B007  # the number of those before
                 receive(*read(MAX_READ + 1))
         except BlockingIOError:
-            return
+            return count
         except OSError as error:
             self._on_error(error)
+            return count
+        return BATCH
 
     def send(self, datagram: bytes, address: tuple[Any, ...]) -> None:
         """Send, or drop where the system has no room: datagrams may be lost, and memory must not grow."""

@@ -11,13 +11,17 @@ from contextlib import AsyncExitStack
 from typing import Self
 
 from plasm_dht.clock import Clock
-from plasm_dht.config import Settings, format_address
-from plasm_dht.dht.server import PlasmServer
+from plasm_dht.config import Change, Settings, change, format_address
+from plasm_dht.dht.stats import counted
+from plasm_dht.dht.storage import RecordStorage
 from plasm_dht.errors import ArtifactsError, ConfigError, PlasmError
 from plasm_dht.identity import Identity
-from plasm_dht.provider import web
+from plasm_dht.provider import gateway, web
+from plasm_dht.provider import page as people
 from plasm_dht.provider.artifacts import ArtifactScanner, ArtifactSet, Scan
+from plasm_dht.provider.journal import Journal
 from plasm_dht.provider.manifest import MANIFEST_FILE, REBUILD_AFTER, Pointer, build_manifest, record_name
+from plasm_dht.provider.observed import ObservedServer
 from plasm_dht.provider.watch import ArtifactWatcher
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ class Provider:
         no_http: bool = False,
         withdraw: bool = True,
         clock: Clock | None = None,
+        storage: RecordStorage | None = None,
     ) -> None:
         if settings.artifacts_dir is None:
             raise ConfigError("provider.artifacts_dir is not set: name the folder that holds CHANNEL/ARCH/ folders")
@@ -76,16 +81,20 @@ class Provider:
         self._unreadable: str | None = None
         self._stack = AsyncExitStack()
         self._http: web.Runner | None = None
+        self._gateway: gateway.Gateway | None = None
         self._seen: str | None = None  # our address as neighbours saw it last
         self._following: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self.dht_address: Address
         self.http_address: Address | None = None
-        self.server = PlasmServer(
+        self._journal = Journal(self._clock.now)
+        self.server = ObservedServer(
+            self._journal,
             identity=identity,
             record_ttl=settings.dht.record_ttl,
             refresh_interval=settings.dht.refresh_interval,
             clock=self._clock,
+            storage=storage,
         )
 
     async def __aenter__(self) -> Self:
@@ -96,7 +105,7 @@ class Provider:
             self.dht_address = self.server.address
             if not self._no_http:
                 host = self._settings.http_host
-                self._http, port = await web.serve(web.create_app(self._site), host, self._settings.http_port)
+                self._http, port = await web.serve(self._application(), host, self._settings.http_port)
                 self.http_address = (host, port)
             await stack.enter_async_context(self._watcher)
             stack.callback(self._scanner.stop)
@@ -125,12 +134,33 @@ class Provider:
         finally:
             node.cancel()
 
+    async def apply(self, settings: Settings) -> Change:
+        """Take over from these settings what can change while it runs. What that is, and what needs a restart."""
+        what = change(self._settings, settings)
+        before, self._settings = self._settings.dht, what.settings
+        now = what.settings.dht
+        if (now.record_ttl, now.refresh_interval) != (before.record_ttl, before.refresh_interval):
+            self.server.set_life(now.record_ttl, now.refresh_interval)
+        if self._gateway is not None:
+            self._gateway.trust = what.settings.trust.publishers
+        if now.bootstrap != before.bootstrap:
+            await self.server.bootstrap(now.bootstrap, replace=True)
+        return what
+
     def health(self) -> str | None:
         """Why the provider is not well; `None` when it is."""
         if self._unreadable is not None:
             return self._unreadable
         unsettled = sorted(target for target in self._pages if self.server.standing(record_name(target)) is None)
         return f"not advertised: {', '.join(unsettled)}" if unsettled else None
+
+    def summary(self) -> str:
+        """How it is, in a line for people: `2 records advertised, 5 neighbours, next refresh in 1200 s`."""
+        standings = [self.server.standing(record_name(target)) for target in self._pages]
+        due = [standing.refresh_in for standing in standings if standing and standing.refresh_in is not None]
+        records = sum(standing is not None for standing in standings)
+        counts = f"{records} records advertised, {self.server.protocol.router.live_count} neighbours"
+        return counts + (f", next refresh in {max(min(due), 0):.0f} s" if due else "")
 
     def status(self) -> dict[str, object]:
         """What is advertised and how it stands, for `/status`. Times in Unix ms, durations in s."""
@@ -156,9 +186,23 @@ class Provider:
             "watching": self._watcher.mode,
             "neighbours": len(self.server.protocol.router.live()),
             "records_held": self.server.storage.records,
+            "record_ttl": self.server.record_ttl,
+            "refresh_interval": self.server.refresh_interval,
             "records": records,
             "problems": self._problems,
         }
+
+    def _application(self) -> web.Application:
+        from plasm_dht.provider.metrics import Exposition  # it takes 25 ms, and who serves no HTTP needs none
+
+        app = web.create_app(self._site)
+        table = self.server.protocol.router
+        own = self._identity.publisher_id
+        self._gateway = gateway.Gateway(self.server, table, self._settings.trust.publishers, own)
+        gateway.add_to(app, self._gateway)
+        people.add_to(app, table, self._journal, self.server.holders)
+        self._site.metrics = Exposition(self.server, self._site.traffic).render
+        return app
 
     # -- following the folder ----------------------------------------------------------------------------------------
 
@@ -248,7 +292,11 @@ class Provider:
             log.warning("%s is not advertised: %s", target, error)
             return
         log.info(
-            "published %s: version %s, seq %d, %d holders", target, found.version, publication.seq, publication.stored
+            "published %s: version %s, seq %d, %s",
+            target,
+            found.version,
+            publication.seq,
+            counted(publication.stored, "holder"),
         )
 
     def _take_down(self, target: str) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP application: manifests, artifacts, health and status. It reads what the provider put into a `Site`.
+"""The HTTP application: manifests, artifacts, iPXE, health and status. It reads what the provider put into a `Site`.
 
 The only bytes that leave are those of files in the current `ArtifactSet`, found by name and never by path. The hash is
 the only validator: dates lie after a rollback, when older files replace newer ones.
@@ -9,26 +9,33 @@ import errno
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import cast
-from urllib.parse import quote
 
 from aiohttp import hdrs, web
 from aiohttp.helpers import ETAG_ANY, ETag
 from aiohttp.http_exceptions import HttpProcessingError
 
 from plasm_dht.errors import ListenError
+from plasm_dht.provider import ipxe
 from plasm_dht.provider.artifacts import ArtifactFile, ArtifactSet, open_regular
-from plasm_dht.provider.manifest import MANIFEST_FILE
+from plasm_dht.provider.door import Door, Limits
+from plasm_dht.provider.manifest import MANIFEST_FILE, RESERVED_CHANNEL
 
 # Each connection that downloads holds two descriptors, and 1,024 are the usual limit of a process.
 MAX_CONNECTIONS = 400
-# A boot client asks for three files in a row; an idle connection is of no use after that (s).
+# One client, or all that share its address, can take no more than a quarter of them.
+MAX_PER_ADDRESS = 100
+# A boot client asks for three files in a row; an idle connection is of no use after that, nor is one whose client has
+# not finished its request by then, however busy it is with it (s).
 KEEPALIVE = 15.0
-# A client that takes nothing for this long has gone, or wants to hold the connection (s).
+# A client that has not taken a chunk, or another whole answer, by then has gone or wants to hold the connection (s).
 STALL = 60.0
+# What a client may send before it is answered: room for 16 of the largest header fields and for hundreds of requests.
+# Without it each connection could make us keep 1 MiB of headers (bytes).
+MAX_UNANSWERED = 128 * 1024
 # Downloads that are running when the provider stops get this long (s): all of a stop has 3 s.
 SHUTDOWN = 0.5
 # Nothing here reads a body. aiohttp would wait 10 s for the rest of one, even of a client that has gone: a task each,
@@ -38,9 +45,10 @@ LINGER = 0.0
 _CHUNK = 256 * 1024
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
+_REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 # Whatever is at an address today may be something else tomorrow: keep it, but ask.
 _NO_CACHE: dict[str, str] = {hdrs.CACHE_CONTROL: "no-cache"}
 
@@ -53,6 +61,31 @@ class Page:
     manifest: bytes
 
 
+# What is asked for, by the route's path; every other route is of the page for people.
+_KINDS = {
+    "/{channel}/{arch}/" + MANIFEST_FILE: "manifest",
+    "/{channel}/{arch}/{filename}": "artifact",
+    f"/{ipxe.BOOT_FILE}": "ipxe",
+    "/health": "health",
+    "/status": "status",
+    "/metrics": "metrics",
+}
+KINDS = (*_KINDS.values(), "gateway", "page", "unknown")
+
+
+def _no_answers() -> Counter[tuple[str, str]]:
+    return Counter({(kind, f"{status}xx"): 0 for kind in KINDS for status in (2, 3, 4, 5)})
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What was answered so far: requests, bytes of bodies, and requests by (one of `KINDS`, class of the status)."""
+
+    requests: int = 0
+    sent: int = 0
+    answers: Counter[tuple[str, str]] = field(default_factory=_no_answers)
+
+
 @dataclass(slots=True)
 class Site:
     """What the provider serves at this moment. It changes the fields as it likes; the application only reads them.
@@ -62,12 +95,16 @@ class Site:
         pages: by `CHANNEL/ARCH`.
         status: what `/status` answers.
         health: what `/health` answers: a reason why the provider is not well, or None.
+        traffic: what the application has answered; it counts here itself.
+        metrics: (content type, body) of what `/metrics` answers to an `Accept` header, or None: it is not served.
     """
 
     name: str = "plasm-dht"
     pages: Mapping[str, Page] = field(default_factory=dict)
     status: Callable[[], dict[str, object]] = dict
     health: Callable[[], str | None] = lambda: None
+    traffic: Traffic = field(default_factory=Traffic)
+    metrics: Callable[[str], tuple[str, bytes]] | None = None
 
 
 SITE = web.AppKey("site", Site)
@@ -77,12 +114,13 @@ def create_app(site: Site) -> web.Application:
     """The application that serves the site."""
     app = web.Application()
     app[SITE] = site
-    app.on_response_prepare.append(_add_headers)
+    app.on_response_prepare.extend([_add_headers, _count])
     app.add_routes(
         [
-            web.get("/", _index),
             web.get("/health", _health),
             web.get("/status", _status),
+            web.get("/metrics", _metrics),
+            web.get(f"/{ipxe.BOOT_FILE}", _choose),
             web.get("/{channel}/{arch}/" + MANIFEST_FILE, _manifest),
             web.get("/{channel}/{arch}/{filename}", _file),
         ]
@@ -90,6 +128,7 @@ def create_app(site: Site) -> web.Application:
     return app
 
 
+Application = web.Application
 Runner = web.AppRunner
 
 
@@ -98,12 +137,14 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[Runner, int
 
     Raises `ListenError` when the address cannot be bound.
     """
+    door = Door(Limits(MAX_CONNECTIONS, MAX_PER_ADDRESS, MAX_UNANSWERED, STALL, _REFUSAL))
+    app.on_response_prepare.append(_answered(door))
     runner = web.AppRunner(
         app, logger=_logger(), keepalive_timeout=KEEPALIVE, shutdown_timeout=SHUTDOWN, lingering_time=LINGER
     )
     await runner.setup()
     try:
-        await _BoundedSite(runner, host, port).start()
+        await _BoundedSite(door, runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
         raise ListenError(f"HTTP cannot listen on {host}:{port}: {_advice(error)}") from None
@@ -133,30 +174,47 @@ def _advice(error: OSError) -> str:
 
 
 class _BoundedSite(web.TCPSite):
-    """A site that refuses connections above `MAX_CONNECTIONS`; aiohttp has no limit of its own."""
+    """A site behind a door; aiohttp bounds neither connections nor how long an answer takes."""
+
+    def __init__(self, door: Door, runner: Runner, host: str, port: int) -> None:
+        super().__init__(runner, host, port)
+        self._door = door
 
     async def start(self) -> None:
         await web.BaseSite.start(self)
         server = cast(web.Server, self._runner.server)  # the runner is set up
-
-        def accept() -> asyncio.Protocol:
-            return server() if len(server.connections) < MAX_CONNECTIONS else _Refusal()
-
-        self._server = await asyncio.get_running_loop().create_server(accept, self._host, self._port, backlog=128)
+        self._server = await self._door.listen(server, cast(str, self._host), self._port)
 
 
-_REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+def _answered(door: Door) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def tell(request: web.Request, response: web.StreamResponse) -> None:
+        door.answered(request.protocol)
 
-
-class _Refusal(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        client = cast(asyncio.Transport, transport)
-        client.write(_REFUSAL)
-        client.close()
+    return tell
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(_HEADERS)
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+
+
+async def _count(request: web.Request, response: web.StreamResponse) -> None:
+    traffic = request.app[SITE].traffic
+    traffic.requests += 1
+    traffic.answers[_kind(request), f"{response.status // 100}xx"] += 1
+    if request.method != hdrs.METH_HEAD and isinstance(response, web.Response):
+        traffic.sent += response.content_length or 0
+
+
+def _kind(request: web.Request) -> str:
+    """What was asked for: one of `KINDS`, whatever the client made up."""
+    resource = request.match_info.route.resource
+    if resource is None:
+        return "unknown"
+    if request.match_info.get("filename") == ipxe.BOOT_FILE:
+        return "ipxe"
+    in_gateway = resource.canonical.startswith(f"/{RESERVED_CHANNEL}/")
+    return "gateway" if in_gateway else _KINDS.get(resource.canonical, "page")
 
 
 async def _health(request: web.Request) -> web.Response:
@@ -170,19 +228,12 @@ async def _status(request: web.Request) -> web.Response:
     return web.json_response(request.app[SITE].status(), headers=_NO_CACHE)
 
 
-async def _index(request: web.Request) -> web.Response:
-    site = request.app[SITE]
-    sections = []
-    for target, page in sorted(site.pages.items()):
-        rows = [f'<li><a href="/{target}/{MANIFEST_FILE}">{MANIFEST_FILE}</a></li>']
-        for file in page.artifacts.files:
-            link = f'<a href="/{target}/{quote(file.filename, safe="")}">{escape(file.filename)}</a>'
-            rows.append(f"<li>{link} ({escape(file.role)}, {file.size:,} bytes)</li>")
-        sections.append(f"<h2>{target}</h2><p>Version {escape(page.artifacts.version)}</p><ul>{''.join(rows)}</ul>")
-    body = "".join(sections) or "<p>Nothing is served at this moment.</p>"
-    title = escape(site.name)
-    head = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
-    return web.Response(text=f"{head}{body}</html>", content_type="text/html", headers=_NO_CACHE)
+async def _metrics(request: web.Request) -> web.Response:
+    metrics = request.app[SITE].metrics
+    if metrics is None:
+        raise web.HTTPNotFound(text="there are no metrics here\n")
+    content_type, body = metrics(request.headers.get(hdrs.ACCEPT, ""))
+    return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type} | _NO_CACHE)
 
 
 def _page(request: web.Request) -> Page:
@@ -205,19 +256,56 @@ async def _file(request: web.Request) -> web.StreamResponse:
     page = _page(request)
     name = request.match_info["filename"]
     file = next((file for file in page.artifacts.files if file.filename == name), None)
+    if file is None and name == ipxe.BOOT_FILE:  # one among the artifacts is served as it is: the manifest has its hash
+        return await _boot(page)
     if file is None:
         raise web.HTTPNotFound(text=f"{name!a} is not among the artifacts of {page.artifacts.target}\n")
     answer = _precondition(request, file.sha256)
     if isinstance(answer, web.Response):
         return answer
-    descriptor = await asyncio.to_thread(_open, file)
-    if descriptor is None:
-        text = f"{name!a} of {page.artifacts.target} has just changed: its manifest is being built anew, try again\n"
-        raise web.HTTPServiceUnavailable(text=text, headers={hdrs.RETRY_AFTER: "1"} | _NO_CACHE)
+    descriptor = await _descriptor(page, file)
     try:
         return await _send(request, file, descriptor, answer)
     finally:
         os.close(descriptor)
+
+
+async def _boot(page: Page) -> web.Response:
+    """The iPXE script of a `CHANNEL/ARCH`."""
+    file = next((file for file in page.artifacts.files if file.filename == ipxe.CMDLINE_FILE), None)
+    try:
+        cmdline: list[str] = []
+        if file is not None:
+            descriptor = await _descriptor(page, file)
+            try:
+                cmdline = ipxe.read_cmdline(await asyncio.to_thread(os.pread, descriptor, ipxe.MAX_CMDLINE + 1, 0))
+            except ValueError as error:
+                raise ValueError(f"{ipxe.CMDLINE_FILE} cannot be a command line: {error}") from None
+            finally:
+                os.close(descriptor)
+        script = ipxe.boot_script(page.artifacts.target, page.artifacts.version, page.manifest, cmdline)
+    except ValueError as error:
+        raise web.HTTPNotFound(
+            text=f"{page.artifacts.target} has no iPXE script: {error}\n", headers=_NO_CACHE
+        ) from None
+    return web.Response(text=script, headers=_NO_CACHE)
+
+
+async def _choose(request: web.Request) -> web.Response:
+    """The iPXE script that finds the one for the client's architecture."""
+    try:
+        channel, archs = ipxe.choose_channel(request.query.get("channel"), request.app[SITE].pages)
+    except LookupError as error:
+        raise web.HTTPNotFound(text=f"{error}\n", headers=_NO_CACHE) from None
+    return web.Response(text=ipxe.choice_script(channel, archs), headers=_NO_CACHE)
+
+
+async def _descriptor(page: Page, file: ArtifactFile) -> int:
+    descriptor = await asyncio.to_thread(_open, file)
+    if descriptor is None:
+        text = f"{file.filename!a} of {page.artifacts.target} has just changed: its manifest is being built anew, "
+        raise web.HTTPServiceUnavailable(text=f"{text}try again\n", headers={hdrs.RETRY_AFTER: "1"} | _NO_CACHE)
+    return descriptor
 
 
 def _open(file: ArtifactFile) -> int | None:
@@ -257,11 +345,7 @@ async def _send(
             _abort(request)
             break
         try:
-            async with asyncio.timeout(STALL):
-                await response.write(chunk)
-        except TimeoutError:
-            _abort(request)
-            break
+            await response.write(chunk)
         except ConnectionResetError:  # the client has gone
             break
         except asyncio.CancelledError:  # we stop: what the client does not take would keep the connection open
@@ -269,6 +353,7 @@ async def _send(
                 transport.abort()
             raise
         start += len(chunk)
+        request.app[SITE].traffic.sent += len(chunk)
     return response
 
 

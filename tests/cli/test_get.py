@@ -159,9 +159,9 @@ def test_a_node_that_is_told_to_stop_exits_with_0(node: Process, number: int) ->
     assert "Traceback" not in stderr
 
 
-def test_a_port_in_use_is_one_line(start: Start, node: Process) -> None:
+def test_a_port_in_use_is_one_line(start: Start, node: Process, tmp_path: Path) -> None:
     port = node.address.rpartition(":")[2]
-    second = start("node", "--port", port, "--log-format", "json", "-q")
+    second = start("node", "--port", port, "--state-dir", tmp_path / "second", "--log-format", "json", "-q")
     _, stderr = second.process.communicate(timeout=10)
     assert second.process.returncode == 2
     assert f"127.0.0.1:{port}" in stderr

@@ -1,9 +1,11 @@
 """Which modules each command imports: its start takes as long as they take, and `get` runs on machines that boot."""
 
 import asyncio
+import http.server
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,8 +40,11 @@ ALLOWED = {
     "--help": COMMAND_LINE,
     "key": COMMAND_LINE | KEY,
     "get": COMMAND_LINE | DHT,
+    "publish": COMMAND_LINE | DHT,
+    "watch": COMMAND_LINE | DHT,
+    "status": COMMAND_LINE | KEY,  # of the settings, which know publisher ids
     "node": COMMAND_LINE | DHT,
-    "serve": COMMAND_LINE | DHT | HTTP | {"watchdog"},
+    "serve": COMMAND_LINE | DHT | HTTP | {"prometheus_client", "watchdog"},
 }
 
 # What none of them needs, or only where something is wrong, and costs milliseconds.
@@ -72,10 +77,16 @@ NOT_FOR_GET = {
     "plasm_dht.provider.provider",
     "plasm_dht.provider.watch",
     "plasm_dht.provider.web",
+    "plasm_dht_cli.config",
     "plasm_dht_cli.key",
     "plasm_dht_cli.node",
+    "plasm_dht_cli.notify",
+    "plasm_dht.dht.observe",
+    "plasm_dht_cli.publish",
     "plasm_dht_cli.running",
     "plasm_dht_cli.serve",
+    "plasm_dht_cli.status",
+    "plasm_dht_cli.watch",
 }
 
 Loaded = Callable[..., set[str]]
@@ -147,6 +158,57 @@ async def test_get_imports_what_a_reader_needs_and_nothing_else(loaded: Loaded, 
     assert {"plasm_dht.dht.server", "plasm_dht.provider.manifest"} <= modules
     assert packages(modules) - ALLOWED["get"] == set()
     assert modules & (DEAR | NOT_FOR_GET) == set()
+
+
+def test_publish_imports_no_http_and_nothing_of_a_provider(loaded: Loaded, node: Process) -> None:
+    where = ("--host", "127.0.0.1", "--bootstrap", node.address, "--identity", "key.pem")
+    modules = loaded("publish", "/site/leader", "10.0.0.7", "--once", *where)
+    assert "plasm_dht.dht.publish" in modules
+    assert packages(modules) - ALLOWED["publish"] == set()
+    ours = {module for module in modules if module.startswith(("plasm_dht.provider", "plasm_dht_cli."))}
+    assert ours & {"plasm_dht.provider", "plasm_dht_cli.get", "plasm_dht_cli.running", "plasm_dht_cli.serve"} == set()
+
+
+def test_watch_imports_what_a_reader_needs_and_publishes_nothing(environment: dict[str, str], node: Process) -> None:
+    arguments = ("watch", TARGET, "--bootstrap", "127.0.0.1:9")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "no DHT node answers" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=15)
+    assert process.returncode == 0, stderr
+    modules = set(stdout.split())
+    assert {"plasm_dht.dht.observe", "plasm_dht.provider.manifest"} <= modules
+    assert packages(modules) - ALLOWED["watch"] == set()
+    assert modules & {"plasm_dht.dht.publish", "plasm_dht.provider.provider", "plasm_dht_cli.serve"} == set()
+
+
+def test_status_imports_no_dht_and_no_event_loop(loaded: Loaded) -> None:
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"records": []}')
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on stderr."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            modules = loaded("status", "--url", f"http://127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert packages(modules) - ALLOWED["status"] == set()
+    assert modules & {"asyncio", "plasm_dht.dht.server", "plasm_dht.provider", "plasm_dht_cli.get"} == set()
 
 
 @pytest.mark.parametrize("command", ["new", "show"])

@@ -155,10 +155,13 @@ def test_a_folder_that_is_not_there_or_holds_nothing_is_one_line(plasm: Run, tmp
         assert done.stderr.count("\n") == 1
 
 
-def test_an_http_port_in_use_is_one_line(serve: Callable[..., Process], start: Start, artifacts: Path) -> None:
+def test_an_http_port_in_use_is_one_line(
+    serve: Callable[..., Process], start: Start, artifacts: Path, tmp_path: Path
+) -> None:
     port = serve().line.split("http=127.0.0.1:")[1].split()[0]
     second = start(
-        *("serve", "--artifacts", artifacts, "--http-host", "127.0.0.1", "--port", "0", "--http-port", port, "-q")
+        *("serve", "--artifacts", artifacts, "--http-host", "127.0.0.1", "--port", "0", "--http-port", port, "-q"),
+        *("--state-dir", tmp_path / "second"),
     )
     _, stderr = second.process.communicate(timeout=15)
     assert second.process.returncode == 2

@@ -3,19 +3,33 @@
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from plasm_dht.errors import ConfigError, IdentityError, ListenError, RecordError, VerificationError
 from plasm_dht_cli import exits, logs
+from plasm_dht_cli.main import _application
 from plasm_dht_cli.output import printable
-from tests.cli.process import SCRIPT, Run
+from tests.cli.process import SCRIPT, Run, Start
 
-COMMANDS = [(), ("serve",), ("get",), ("fetch",), ("node",), ("key",), ("key", "show"), ("key", "new")]
+
+def every_command(command: Any = None, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The words of each command and group of commands."""
+    command = command or typer.main.get_command(_application([]))
+    inner = getattr(command, "commands", {})
+    return [path, *(words for name in inner for words in every_command(inner[name], (*path, name)))]
+
+
+COMMANDS = every_command()
+# What runs something, and no group of commands.
+LEAVES = [words for words in COMMANDS if not any(other[: len(words)] == words != other for other in COMMANDS)]
 PUBLISHER = "ed25519:" + "0a" * 32
 
 MISTAKES = [
@@ -133,7 +147,21 @@ def test_help_goes_to_stdout(plasm: Run, command: tuple[str, ...]) -> None:
     assert done.stdout.startswith("Usage: plasm-dht")
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ((), ("key",))], ids=" ".join)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_80_columns(plasm: Run, command: tuple[str, ...]) -> None:
+    text = plasm(*command, "--help", COLUMNS="80").stdout
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("command", LEAVES, ids=" ".join)
+def test_help_starts_with_what_it_does_and_ends_with_its_exit_codes(plasm: Run, command: tuple[str, ...]) -> None:
+    _, summary, *_ = plasm(*command, "--help").stdout.split("\n\n")
+    assert re.fullmatch(r"[A-Z][^.]{9,}\..*", " ".join(summary.split())), "a sentence"
+    squeezed = " ".join(plasm(*command, "--help").stdout.split())
+    assert re.search(r"Exit codes: 0 [a-z].*; 2 [a-z]", squeezed)
+
+
+@pytest.mark.parametrize("command", LEAVES, ids=" ".join)
 def test_help_has_an_example_and_the_variable_of_each_option(plasm: Run, command: tuple[str, ...]) -> None:
     text = plasm(*command, "--help").stdout
     assert f"plasm-dht {' '.join(command)}" in text.partition("Example")[2]
@@ -218,6 +246,24 @@ def test_a_traceback_is_indented_so_that_it_forges_no_line() -> None:
     assert len(lines) > 3
     assert all(line.startswith("    ") and line.isprintable() for line in lines[1:])
     assert "ValueError" in json.loads(logs.JsonFormatter().format(record))["exception"]
+
+
+def test_every_line_that_a_service_logs_is_an_object_when_asked_for(start: Start, tmp_path: Path) -> None:
+    artifacts = (*("--artifacts", tmp_path / "boot"), *("--http-host", "127.0.0.1", "--http-port", "0"))
+    (tmp_path / "boot/stable/arm64").mkdir(parents=True)
+    (tmp_path / "boot/stable/arm64/vmlinuz").write_text("a kernel")
+    for command in (("node",), ("serve", *artifacts)):
+        service = start(*command, "--port", "0", "--log-format", "json", "-v")
+        _, stderr = service.stop(signal.SIGTERM)
+        entries = [json.loads(line) for line in stderr.splitlines()]
+        assert entries
+        assert all(entry.keys() >= {"time", "level", "logger", "message"} for entry in entries)
+
+
+def test_every_command_that_logs_can_log_objects(plasm: Run) -> None:
+    for command in LEAVES:
+        text = plasm(*command, "--help").stdout
+        assert ("--log-format" in text) == ("--verbose" in text), command
 
 
 def test_printable_text_stays_as_it_is() -> None:

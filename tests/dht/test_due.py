@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from plasm_dht.dht.due import LOOK_AGAIN, DueQueue
+from plasm_dht.errors import RecordError
 from tests.dht.support import HalfManualClock, ManualClock, until
 
 Queue = DueQueue[str]
@@ -188,3 +189,25 @@ async def test_a_job_that_is_rescheduled_ten_thousand_times_takes_one_place() ->
     assert len(queue) == 1
     assert len(queue._in_order) == 1
     assert queue.due_in("job") == 10_999
+
+
+async def test_a_job_that_fails_is_logged_and_ends_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    queue = Queue(ManualClock())
+    ran: list[str] = []
+
+    async def work(job: str) -> None:
+        ran.append(job)
+        if job == "bad":
+            raise RecordError("malformed", "it cannot be signed")
+
+    for job in ("bad", "good"):
+        queue.schedule(job, 0)
+    task = asyncio.ensure_future(queue.run(work, limit=1))
+    await until(lambda: len(ran) == 2)
+    queue.schedule("later", 0)
+    await until(lambda: len(ran) == 3)
+    assert ran == ["bad", "good", "later"]
+    assert "what was due for 'bad' failed: it cannot be signed" in caplog.text
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

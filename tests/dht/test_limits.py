@@ -1,6 +1,8 @@
 """How fast an address may ask, and how much is remembered of addresses."""
 
-from plasm_dht.dht.limits import MAX_ADDRESSES, RateLimit, Seen
+import pytest
+
+from plasm_dht.dht.limits import MAX_ADDRESSES, RateLimit, Said, Seen, source_of
 
 IP = "192.0.2.1"
 
@@ -68,3 +70,42 @@ def test_what_is_remembered_is_bounded_and_the_longest_unseen_goes_first() -> No
     assert len(seen._times) == MAX_ADDRESSES
     assert seen.has((IP, 0), 1.0)
     assert not seen.has((IP, 1), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("ip", "source"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::", "2001:db8:1:3::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),  # a socket for both families
+        ("fe80::1", "fe80::1"),
+        ("fe80::2%eth0", "fe80::2%eth0"),
+    ],
+)
+def test_a_host_with_ipv6_sends_from_its_whole_64(ip: str, source: str) -> None:
+    assert source_of(ip) == source
+
+
+def test_the_addresses_of_one_64_share_a_limit() -> None:
+    limit = RateLimit(10)
+    assert sum(limit.allows(f"2001:db8::{number:x}", 0.0) for number in range(100)) == 20
+    assert asked(limit, 100, 0.0, "2001:db8:0:1::1") == 20
+    assert asked(limit, 100, 0.0, "fe80::1") == asked(limit, 100, 0.0, "fe80::2") == 20
+
+
+def test_what_an_address_said_last_counts_for_a_lifetime() -> None:
+    said = Said(60)
+    assert not said.has((IP, 1), b"a", 0.0)
+    said.add((IP, 1), b"a", 0.0)
+    assert said.has((IP, 1), b"a", 59.9)
+    assert not said.has((IP, 1), b"a", 60.0)
+    assert not said.has((IP, 1), b"b", 0.0)
+    assert not said.has((IP, 2), b"a", 0.0)
+    said.add((IP, 1), b"b", 1.0)
+    assert not said.has((IP, 1), b"a", 1.0)
+    for port in range(MAX_ADDRESSES):
+        said.add(("192.0.2.9", port), b"c", 2.0)
+    assert len(said._ids) == MAX_ADDRESSES
+    assert not said.has((IP, 1), b"b", 2.0)

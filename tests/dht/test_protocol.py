@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -275,7 +275,32 @@ async def test_an_answer_to_the_second_sending_counts_but_is_no_sample(ours: Pla
     answered, result = await ours.protocol.call_find_node(Contact(raw.node_id, *raw.address), Node(KEY))
     assert (answered, result) == (True, wire.Found([], []))
     assert ours.protocol.round_trips._estimates[raw.address] == before
+    await until(lambda: ours.protocol.router.find(raw.node_id) is not None)  # after a ping: it says its id itself
+
+
+async def test_an_id_that_somebody_named_enters_only_when_the_node_has_said_it(ours: PlasmServer, raw: RawNode) -> None:
+    raw.answers |= {"find_node": lambda *_: [], "find_value": lambda *_: []}
+    named = Contact(b"\x11" * 20, *raw.address)
+    assert not ours.protocol.is_known(named)
+    for _ in range(3):
+        assert (await ours.protocol.call_find_node(named, Node(KEY)))[0]
+        assert (await ours.protocol.call_find_value(named, Node(KEY)))[0]
+    await until(lambda: len(ours.protocol.router) == 1)
     assert ours.protocol.router.find(raw.node_id) is not None
+    assert ours.protocol.router.find(named.id) is None
+    assert not ours.protocol.is_known(named)
+    assert ours.protocol.is_known(Contact(raw.node_id, *raw.address))
+    assert len(raw.named("ping")) <= 6  # one for each answer at most
+
+
+async def test_junk_is_no_answer_of_a_contact(ours: PlasmServer, raw: RawNode) -> None:
+    raw.answers["find_node"] = lambda *_: "junk"
+    contact = Contact(raw.node_id, *raw.address)
+    ours.protocol.router.add_contact(contact)
+    for _ in range(2):
+        assert await ours.protocol.call_find_node(contact, Node(KEY)) == (True, None)
+    assert contact.is_stale
+    assert ours.protocol.router.closest(0, 1) == []
 
 
 async def test_an_answer_from_another_address_is_used_but_verifies_nothing(ours: PlasmServer, raw: RawNode) -> None:
@@ -294,7 +319,7 @@ async def test_message_ids_are_drawn_anew_for_each_request(ours: PlasmServer, ra
     contact = Contact(raw.node_id, *raw.address)
     for _ in range(50):
         await ours.protocol.call_stun(contact)
-    assert len({message_id for message_id, _, _ in raw.requests}) == 50
+    assert len({message_id for message_id, name, _ in raw.requests if name == "stun"}) == 50
 
 
 async def test_pings_to_one_address_are_one(ours: PlasmServer, raw: RawNode) -> None:
@@ -353,7 +378,7 @@ async def test_refusals_carry_their_reason_and_what_is_held(ours: PlasmServer, r
     ):
         answer = await raw.ask(ours.address, "store", raw.node_id, KEY, envelope)
         assert (answer["ok"], answer["reason"], answer["held"]) == (reason is None, reason, held)
-    assert ours.protocol.dropped["stale"] == 1
+    assert ours.protocol.stats.stores_received["stale"] == 1
     assert ours.storage.get(KEY) == newer
 
 
@@ -383,6 +408,30 @@ async def test_what_refuses_cheaply_needs_no_ping(ours: PlasmServer) -> None:
             answer = await silent.ask(ours.address, "store", bytes(20), KEY, envelope)
             assert answer["ok"] is False
         assert silent.requests == []
+
+
+async def test_stale_is_said_before_the_sender_is_pinged_and_a_bad_signature_after(ours: PlasmServer) -> None:
+    assert ours.storage.store(KEY, fresh(ours, seq=5)).reason is None
+    async with raw_node() as silent:
+        silent.answers = {}
+        answer = await silent.ask(ours.address, "store", bytes(20), KEY, forged(decode(fresh(ours, seq=1))))
+        assert (answer["reason"], silent.requests) == ("stale", [])
+        answer = await silent.ask(ours.address, "store", bytes(20), KEY, forged(decode(fresh(ours, seq=6))))
+        assert answer["reason"] == "unverified"
+
+
+async def test_the_same_bytes_of_an_unverified_sender_put_off_no_replication(ours: PlasmServer, raw: RawNode) -> None:
+    envelope = fresh(ours)
+    assert ours.storage.store(KEY, envelope).reason is None
+    (holding,) = ours.storage.holdings(KEY)
+    received = holding.received
+    ours.clock.ahead += 100
+    answer = await raw.ask(ours.address, "store", bytes(20), KEY, envelope)
+    assert answer["ok"] is True
+    assert holding.received == received
+    assert await ours.protocol.ping_address(raw.address) == (True, raw.node_id)
+    await raw.ask(ours.address, "store", bytes(20), KEY, envelope)
+    assert holding.received >= received + 100
 
 
 async def test_a_resend_while_the_sender_is_pinged_is_answered_once(ours: PlasmServer, raw: RawNode) -> None:
@@ -426,6 +475,27 @@ async def test_requests_are_limited_by_source_address() -> None:
         await until(lambda: flood.responses.qsize() >= 10)
         assert flood.responses.qsize() <= 12
         assert node.protocol.dropped["rate_limit"] == 100 - flood.responses.qsize()
+
+
+async def test_each_source_address_has_a_limit_of_its_own() -> None:
+    hosts = [f"127.0.1.{number}" for number in range(1, 6)]
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(server(node_id=OWN, rate_limit=5))
+        floods = [await stack.enter_async_context(raw_node(host=host)) for host in hosts]
+        for _ in range(40):
+            for flood in floods:
+                flood.send(node.address, "ping", bytes(20))
+        await until(lambda: all(flood.responses.qsize() >= 10 for flood in floods))
+        assert all(flood.responses.qsize() <= 12 for flood in floods)
+        answered = sum(flood.responses.qsize() for flood in floods)
+        assert node.protocol.dropped["rate_limit"] == 200 - answered
+
+
+def test_the_default_limit_is_2000_a_second_with_bursts_of_4000() -> None:
+    limit = PlasmServer()._create_protocol()._rate_limit
+    assert limit is not None
+    assert sum(limit.allows("192.0.2.1", 0.0) for _ in range(5000)) == 4000
+    assert sum(limit.allows("192.0.2.1", 1.0) for _ in range(5000)) == 2000
 
 
 async def test_without_a_limit_all_are_answered() -> None:
@@ -487,7 +557,7 @@ async def test_a_stock_value_is_refused_by_ours_and_kept_by_stock_nodes() -> Non
         await two.bootstrap([node.address])
         await until(lambda: len(node.protocol.router) == 2)
         await one.set("name", "a plain value")
-        assert node.protocol.dropped["malformed"] >= 1
+        assert node.protocol.stats.stores_received["malformed"] >= 1
         assert len(node.storage) == 0
         assert await node.get("name") is None
         assert await node.get_records("name") == []

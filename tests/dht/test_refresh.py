@@ -6,6 +6,7 @@ import contextlib
 import pytest
 
 from plasm_dht.dht.refresh import LIMIT, Refresher, retry_delay
+from plasm_dht.errors import RecordError
 from tests.dht.support import HalfManualClock, ManualClock, until
 
 
@@ -101,6 +102,25 @@ async def test_what_a_suspend_made_overdue_goes_out_at_once_but_not_all_together
     assert len(under_way) == LIMIT
     gate.set()
     await until(lambda: len(begun) == 100)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_a_refresh_that_fails_by_itself_is_tried_again() -> None:
+    tried: list[str] = []
+
+    async def refresh(name: str) -> None:
+        tried.append(name)
+        raise RecordError("malformed", "it cannot be signed")
+
+    clock = HalfManualClock()
+    refresher = Refresher(refresh, clock)
+    refresher.succeeded("a", 1, 0)
+    clock.ahead += 1.1
+    task = asyncio.ensure_future(refresher.run())
+    await until(lambda: refresher.due_in("a") is not None and len(tried) == 1)
+    assert 4 < (refresher.due_in("a") or 0) <= 5
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

@@ -148,18 +148,19 @@ async def test_what_is_not_of_this_machine_or_taken_is_said_in_one_line_and_a_po
     dht, http = (str(parse_address(address)[1]) for address in (provider.dht, provider.http))
     assert 0 not in (int(dht), int(http))
     serve = ("serve", "--artifacts", artifacts, "--host", "127.0.0.11", "--http-host", "127.0.0.11", "-q")
+    own = [("--state-dir", world.folder / f"own-{number}") for number in range(6)]  # one process at a time has a state
     dones = await asyncio.gather(
-        world.run(*serve, "--port", dht, "--http-port", "0"),
-        world.run(*serve, "--port", "0", "--http-port", http),
-        world.run("node", "--host", "127.0.0.11", "--port", dht),
+        world.run(*serve, "--port", dht, "--http-port", "0", *own[0]),
+        world.run(*serve, "--port", "0", "--http-port", http, *own[1]),
+        world.run("node", "--host", "127.0.0.11", "--port", dht, *own[2]),
     )
     for done, address in zip(dones, (provider.dht, provider.http, provider.dht), strict=True):
         assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert address in done.stderr
     dones = await asyncio.gather(
-        world.run("node", "--host", "192.0.2.1", "--port", "0", "-q"),
-        world.run("serve", "--artifacts", "no-such-folder", "--host", "127.0.0.11", "--port", "0", "-q"),
-        world.run("serve", "--artifacts", artifacts, "--identity", artifacts / TARGET / "vmlinuz"),
+        world.run("node", "--host", "192.0.2.1", "--port", "0", "-q", *own[3]),
+        world.run("serve", "--artifacts", "no-such-folder", "--host", "127.0.0.11", "--port", "0", "-q", *own[4]),
+        world.run("serve", "--artifacts", artifacts, "--identity", artifacts / TARGET / "vmlinuz", *own[5]),
     )
     for done, wrong in zip(dones, ("192.0.2.1", "no-such-folder", "vmlinuz"), strict=True):
         assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)

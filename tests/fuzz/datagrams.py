@@ -33,8 +33,8 @@ SECONDS = (*(0.0, 0.01, 0.1) * 6, *(0.5, 1.0) * 3, 2.5, 5.0)
 LONG = (20.0, 61.0, 310.0, 3700.0)
 # Every key that `dropped` may ever have: it is shown as a metric, so the network must not make up others.
 REASONS = {
-    "size", "type", "rate_limit", "malformed", "unasked", "network_error", "too_large", "wrong_key", "clock", "expired",
-    "ttl_too_long", "stale", "unverified", "bad_signature", "conflict", "full",
+    "size", "type", "rate_limit", "malformed", "busy", "unasked", "network_error", "too_large", "wrong_key", "clock",
+    "expired", "ttl_too_long", "stale", "unverified", "bad_signature", "conflict", "full",
 }  # fmt: skip
 # The tables' caps while a world is small, so that a few hundred datagrams fill them.
 SMALL = (

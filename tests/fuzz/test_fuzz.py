@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from plasm_dht import config
+from plasm_dht import config, values
 from plasm_dht.dht import ids, limits, storage, wire
 from plasm_dht.dht.ids import NodeTuple
 from plasm_dht.dht.intent import Holder
@@ -206,8 +206,8 @@ PLANTED: list[tuple[str, Any, str, Any]] = [
     ("record", storage.RecordStorage, "_make_room", lambda *_: True),
     ("pointer", manifest.Pointer, "_check", lambda self: None),
     ("manifest", manifest, "check_filename", lambda name: name),
-    ("settings", config, "_shown", repr),
-    ("settings", config, "_printable", str),
+    ("settings", values, "_shown", repr),
+    ("settings", values, "printable", str),
     ("page", web, "_range", _one_too_many),
     ("page", web, "_logger", lambda: None),
     ("page", os, "close", lambda descriptor: None),

@@ -51,6 +51,7 @@ def pytest_runtest_makereport(
         seed = item.config.virtual_seed  # type: ignore[attr-defined]
         network = getattr(item, "funcargs", {}).get("network")
         when = "" if network is None else f" at {network.now:.3f} virtual seconds, trace {network.trace}"
-        replay = f"{sys.executable} -m pytest '{item.nodeid}' --virtual-seed={seed}"
+        marked = " -m soak" if item.get_closest_marker("soak") else ""  # which the settings leave out
+        replay = f"{sys.executable} -m pytest '{item.nodeid}' --virtual-seed={seed}{marked}"
         report.sections.append(("simulation", f"seed {seed}{when}\nreplay: {replay}"))
     return report

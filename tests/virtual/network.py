@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from heapq import heappush
 from typing import Any
+from zlib import crc32
 
 from tests.virtual.host import Host
 from tests.virtual.loop import MACHINE, VirtualLoop
@@ -24,6 +25,8 @@ from tests.virtual.sockets import Address, Port, Transport
 
 # Latencies are drawn from 2**12 equally likely quantiles: random bits are cheaper than a logarithm a datagram.
 QUANTILE_BITS = 12
+# What stands before the payload of an rpcudp frame: its type and the random id of the message.
+HEADER = 21
 
 
 @functools.cache
@@ -203,8 +206,8 @@ class Network:
         size = len(data)
         host.sent += 1
         host.sent_bytes += size
-        # A hash of numbers only, so it is the same in every process.
-        self._trace = hash((self._trace, now, source.number, target.number, size))
+        # A hash of numbers only, so it is the same in every process; the random id of a message is not.
+        self._trace = hash((self._trace, now, source.number, target.number, crc32(data[HEADER:])))
         if size > self.largest:
             self.largest = size
         if self._observed:
@@ -258,7 +261,7 @@ class Network:
 
     @property
     def trace(self) -> str:
-        """A digest of every datagram sent so far: when, by whom, to whom, how large."""
+        """A digest of every datagram sent so far: when, by whom, to whom, what."""
         return f"{self._trace & (1 << 64) - 1:016x}"
 
     # Sockets.

@@ -36,8 +36,10 @@ async def test_under_churn_every_reader_finds_the_newest_value_every_minute_of_a
         if network.now - start - changed_at >= HOUR:
             changed_at += HOUR
             value = str(minute).encode()
-            await publisher.publish(NAME, value)
+            publishing = asyncio.ensure_future(publisher.publish(NAME, value))
             await asyncio.sleep(5)
+            assert await reader.get(NAME) == value, f"minute {minute}, 5 s after the publish began"
+            await publishing
         assert await reader.get(NAME) == value, f"minute {minute}"
 
 
@@ -65,6 +67,9 @@ async def test_a_lonely_publishers_record_is_pushed_as_soon_as_a_neighbour_appea
     joined = await nodes.start([publisher])
     await asyncio.sleep(2)
     assert joined.seqs(NAME, identity(1))
+    standing = publisher.server.standing(NAME)
+    assert standing is not None
+    assert standing.holders == 1, "the publisher has seen to it itself, besides what it hands off as a holder"
     publisher.kill()
     assert await joined.get(NAME) == b"v1"
 
@@ -80,7 +85,7 @@ async def test_the_only_bootstrap_node_may_restart(network: Network) -> None:
     await asyncio.sleep(600)
     assert await reader.get(NAME) == b"v1"
     again = await nodes.start(host=network.host(bootstrap.host.address))  # the same address, another id
-    await asyncio.sleep(600)  # within two rounds of asking the bootstrap addresses
+    await asyncio.sleep(600)  # two rounds of pinging stale contacts: another id answers at the old one's address
     newcomer = await nodes.start([again])
     assert await everywhere([again, newcomer, reader], lambda node: node.get(NAME)) == [b"v1"] * 3
 

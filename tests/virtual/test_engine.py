@@ -129,3 +129,24 @@ def test_the_same_seed_gives_the_same_run_in_another_process() -> None:
 
     assert run(7, "1") == run(7, "2")
     assert run(7, "1") != run(8, "1")
+
+
+def trace_of_a_datagram(data: bytes) -> str:
+    async def send() -> str:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        network = Network(loop)
+        host = network.host()
+        with host:
+            transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("0.0.0.0", PORT))
+        transport.sendto(data, (host.address, PORT + 1))
+        await network.close()
+        return network.trace
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(send())
+
+
+def test_a_trace_tells_what_was_sent_without_the_random_id_of_the_message() -> None:
+    assert trace_of_a_datagram(b"\x00" + b"a" * 20 + b"one") == trace_of_a_datagram(b"\x00" + b"b" * 20 + b"one")
+    assert trace_of_a_datagram(b"\x00" + b"a" * 20 + b"one") != trace_of_a_datagram(b"\x00" + b"a" * 20 + b"two")

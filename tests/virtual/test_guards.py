@@ -122,6 +122,10 @@ async def test_good_thread_work_takes_its_time(network):
 async def test_bad_assertion(network):
     await asyncio.sleep(24000)
     assert False
+
+@pytest.mark.soak
+async def test_bad_assertion_of_soak(network):
+    assert False
 """
 
 
@@ -166,6 +170,16 @@ def test_guards_fail_virtual_tests_too(tmp_path: Path) -> None:
     assert len(passed) == 6, output
     assert {name for name, good in passed.items() if good} == {name for name in passed if "good" in name}, output
     replay = re.search(
-        r"seed 77 at 24000.000 virtual seconds.*\nreplay: .*test_bad_assertion.* --virtual-seed=77", output
+        r"seed 77 at 24000.000 virtual seconds.*\nreplay: .*test_bad_assertion' --virtual-seed=77\n", output
     )
     assert replay, output
+
+
+def test_the_printed_command_replays_a_soak_test_too(tmp_path: Path) -> None:
+    factories = VIRTUAL[VIRTUAL.index("def pytest_asyncio") : VIRTUAL.index("class Server")]
+    head = CONFTEST + "from tests.virtual.loop import VirtualLoop\n"
+    _, output = outcomes(tmp_path, head + factories, VIRTUAL, "-m", "soak")
+    replay = re.search(r"\nreplay: .*::test_bad_assertion_of_soak' (--virtual-seed=1 .*)", output)
+    assert replay, output
+    passed, output = outcomes(tmp_path, head + factories, VIRTUAL, *replay[1].split())
+    assert passed == {"test_bad_assertion_of_soak": False}, output

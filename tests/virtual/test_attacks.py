@@ -1,0 +1,322 @@
+"""What liars can do to lookups: in numbers, among honest nodes, over addresses that share no network."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from plasm_dht.clock import RELEASED
+from plasm_dht.dht.candidate import Candidate
+from plasm_dht.dht.find import RecordLookup
+from plasm_dht.dht.routing import Contact
+from plasm_dht.record import bound_key, shared_key, sign
+from tests.virtual import liars
+from tests.virtual.liars import KINDS, Book, Liar
+from tests.virtual.lookups import lookup, name_of
+from tests.virtual.network import Network
+from tests.virtual.nodes import PORT, Node, Nodes, everywhere, identity
+
+PUBLISHERS = 10
+NAME = "/phase/stable/arm64/manifest"
+BOUND, SHARED = bound_key(identity(1).public_key, NAME), shared_key(NAME)
+
+
+async def grown(network: Network, honest: int) -> Nodes:
+    """So many honest nodes, some of which can publish."""
+    nodes = Nodes(network)
+    await nodes.grow(honest - PUBLISHERS)
+    for number in range(PUBLISHERS):
+        await nodes.start([nodes.nodes[0]], identity=identity(number + 1))
+    await asyncio.sleep(30)
+    return nodes
+
+
+def publishers(nodes: Nodes) -> list[Node]:
+    return [node for node in nodes.nodes if node.server.identity]
+
+
+async def publish_all(nodes: Nodes, value: int) -> None:
+    for number, node in enumerate(publishers(nodes)):
+        await node.publish(name_of(number), value)
+
+
+async def trusted_gets(nodes: Nodes, count: int, value: int) -> tuple[int, int, float]:
+    """Of so many gets with a trust list: how many found the newest value, an older one; the 95th of 100 times (s)."""
+    readers = [node for node in nodes.nodes if not node.server.identity]
+    outcomes: list[object] = []
+    took: list[float] = []
+
+    async def get(node: Node) -> None:
+        number = random.randrange(PUBLISHERS)
+        began = asyncio.get_running_loop().time()
+        outcomes.append(await node.get(name_of(number), trust=[identity(number + 1).publisher_id]))
+        took.append(asyncio.get_running_loop().time() - began)
+
+    for start in range(0, count, 50):
+        await asyncio.gather(*(get(node) for node in random.choices(readers, k=min(50, count - start))))
+    found = [each for each in outcomes if each is not None]
+    return found.count(value), len(found) - found.count(value), sorted(took)[int(0.95 * len(took))]
+
+
+async def check_ids(nodes: Nodes) -> None:
+    """Nobody is in a table or among the k closest under an id that the node at that address does not say it has."""
+    real = {node.address: node.server.node.id for node in nodes.nodes}
+
+    def strangers(contacts: Iterable[Contact]) -> list[Contact]:
+        return [each for each in contacts if each.address in real and each.id != real[each.address]]
+
+    for node in nodes.nodes:
+        assert strangers(node.server.protocol.router) == []
+    for node in random.sample(nodes.nodes, 10):
+        assert strangers(await node.host.run(lookup(node.server, random.randbytes(20)))) == []
+
+
+async def among_liars(
+    network: Network, honest: int, lying: int, kinds: Sequence[str], gets: int
+) -> tuple[int, int, float]:
+    nodes = await grown(network, honest)
+    await liars.mixed(nodes, network, lying, kinds)
+    await asyncio.sleep(30)
+    await publish_all(nodes, 1)
+    await asyncio.sleep(10)
+    await publish_all(nodes, 2)
+    await asyncio.sleep(10)
+    figures = await trusted_gets(nodes, gets, 2)
+    await check_ids(nodes)
+    print(f"{honest} honest, {lying} {'/'.join(kinds)}: {figures} of {gets}")  # noqa: T201
+    return figures
+
+
+async def test_a_fifth_of_all_nodes_may_lie(network: Network) -> None:
+    newest, older, late = await among_liars(network, 160, 40, KINDS, 200)
+    assert newest + older >= 199
+    assert newest >= 190
+    assert late < 3
+
+
+@pytest.mark.parametrize("kind", ["endless", "others", "itself"])
+async def test_whoever_names_what_is_not_there_is_believed_no_further(network: Network, kind: str) -> None:
+    newest, older, late = await among_liars(network, 80, 20, [kind], 60)
+    assert (newest, older) == (60, 0)
+    assert late < 0.8
+
+
+async def test_liars_who_name_each_other_and_show_an_older_record_lead_few_astray(network: Network) -> None:
+    newest, older, _ = await among_liars(network, 120, 30, ["old"], 100)
+    assert newest + older == 100
+    assert newest >= 90
+
+
+async def test_a_network_counts_for_two_in_a_quorum(network: Network) -> None:
+    nodes = Nodes(network)
+    node = await nodes.start()
+    now = node.host.clock.wall()
+    record = sign(identity(1), NAME, b"value", seq=now, issued_at=now, expires_at=now + 3_600_000)
+    for ips, counted in (
+        (["8.8.8.1", "8.8.8.2", "8.8.8.3", "8.8.8.4"], 2),
+        (["8.8.8.1", "8.8.8.2", "8.8.8.3", "8.8.9.1"], 3),
+        (["10.0.0.1", "10.0.0.2", "10.0.0.3", "127.0.0.1"], 4),
+    ):
+        search = RecordLookup(node.server.protocol, SHARED, k=20, alpha=3, quorum=3)
+        for number, ip in enumerate(ips, 1):
+            candidate = Candidate(Contact(bytes(19) + bytes([number]), ip, PORT), number, stale=False)
+            search._candidates.append(candidate)
+            search._learn(candidate, [record.envelope])
+        assert search._count_holders(record) == counted
+
+
+@pytest.mark.parametrize("withdrawn", [True, False])
+async def test_an_older_end_at_the_bound_key_does_not_hide_what_the_shared_one_has(
+    network: Network, withdrawn: bool
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(8)
+    now = nodes.nodes[0].host.clock.wall()
+    value = b"" if withdrawn else b"old"
+    old = sign(identity(1), NAME, value, seq=1, issued_at=now, expires_at=now + 60_000, withdrawn=withdrawn)
+    new = sign(identity(1), NAME, b"new", seq=2, issued_at=now, expires_at=now + 3_600_000)
+    for node in nodes.nodes:
+        node.server.storage[BOUND] = old.envelope
+        node.server.storage[SHARED] = new.envelope
+    if not withdrawn:
+        await asyncio.sleep(61)
+    trust = [identity(1).publisher_id]
+    assert await everywhere(nodes.nodes, lambda node: node.get(NAME, trust=trust)) == [b"new"] * 8
+    for node in nodes.nodes:  # and the newest decides, live or not
+        tomb = sign(identity(1), NAME, b"", seq=3, issued_at=now, expires_at=now + 3_600_000, withdrawn=True)
+        node.server.storage[BOUND] = tomb.envelope
+    assert await everywhere(nodes.nodes, lambda node: node.get(NAME, trust=trust)) == [None] * 8
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kinds", [KINDS, *((kind,) for kind in KINDS)], ids="-".join)
+async def test_a_fifth_of_500_nodes_may_lie(network: Network, kinds: Sequence[str]) -> None:
+    newest, older, late = await among_liars(network, 400, 100, kinds, 400)
+    assert newest + older >= 396
+    assert late < 6
+
+
+CROWDS = ["each_other", "old", "forged", "nothing", "clock", "junk"]
+
+
+async def crowd(network: Network, book: Book, key: bytes, count: int, kind: str) -> list[Liar]:
+    """Liars, all of them nearer to the key than any honest node."""
+    least = min(int.from_bytes(node.id) ^ int.from_bytes(key) for node in book.honest)
+    own = {(int.from_bytes(key) ^ random.randrange(1, least)).to_bytes(20) for _ in range(count)}
+    return await liars.join(network, book, [(each, kind) for each in own])
+
+
+async def crowded(
+    network: Network, honest: int, keys: Sequence[bytes], count: int, kind: str, *, readers: int = 20
+) -> list[object]:
+    """What readers with a trust list find of a name whose keys are each surrounded by so many liars."""
+    nodes = await grown(network, honest)
+    publisher = publishers(nodes)[0]
+    await publisher.publish(NAME, b"before")
+    book = Book(nodes.nodes)
+    for key in keys:
+        await crowd(network, book, key, count, kind)
+    await asyncio.sleep(60)
+    trust = [identity(1).publisher_id]
+    chosen = random.sample([node for node in nodes.nodes if node is not publisher], readers)
+    found = await everywhere(chosen, lambda node: node.get(NAME, trust=trust))
+    await asyncio.sleep(2500)  # past a refresh, which meets the crowd
+    await publisher.publish(NAME, b"after")
+    await asyncio.sleep(60)
+    found += await everywhere(chosen, lambda node: node.get(NAME, trust=trust))
+    print(f"{honest} honest, {count} {kind} at each of {len(keys)} keys: {found}")  # noqa: T201
+    return found
+
+
+@pytest.mark.parametrize("kind", ["old", "clock"])
+async def test_a_tenth_of_all_nodes_may_crowd_around_a_key(network: Network, kind: str) -> None:
+    found = await crowded(network, 135, [BOUND], 25, kind)
+    assert found == [b"before"] * 20 + [b"after"] * 20
+
+
+async def test_liars_may_crowd_around_both_keys_of_a_name(network: Network) -> None:
+    found = await crowded(network, 140, [BOUND, SHARED], 25, "each_other")
+    assert found == [b"before"] * 20 + [b"after"] * 20
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", CROWDS)
+async def test_50_of_500_nodes_may_crowd_around_a_key(network: Network, kind: str) -> None:
+    found = await crowded(network, 450, [BOUND], 50, kind, readers=50)
+    assert found == [b"before"] * 50 + [b"after"] * 50
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", CROWDS)
+async def test_50_of_500_nodes_may_crowd_around_both_keys(network: Network, kind: str) -> None:
+    found = await crowded(network, 450, [BOUND, SHARED], 25, kind, readers=50)
+    assert found == [b"before"] * 50 + [b"after"] * 50
+
+
+# -- a crowd of publishers -------------------------------------------------------------------------------------------
+
+
+async def test_a_crowd_of_publishers_under_one_name_evicts_nobody(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(30)
+    first = await nodes.start([nodes.nodes[0]], identity=identity(1))
+    await first.publish(NAME, b"first")
+    holders = [node for node in nodes.nodes if node.server.storage.holdings(SHARED)]
+    assert len(holders) > 20
+    crowd = [await nodes.start([nodes.nodes[0]], identity=identity(100 + number)) for number in range(5)]
+    now = first.host.clock.wall()
+    for number in range(200):
+        record = sign(
+            identity(1000 + number), NAME, b"crowd", seq=now + number, issued_at=now, expires_at=now + 3_600_000
+        )
+        node = crowd[number % len(crowd)]
+        asked = node.server.protocol.router.closest(int.from_bytes(SHARED), 20)
+        await asyncio.gather(*(node.server.protocol.call_store(each, SHARED, record.envelope) for each in asked))
+    late = await nodes.start([nodes.nodes[0]], identity=identity(2))
+    publication = await late.publish(NAME, b"late")
+    assert publication.refused["full"] > 0
+    for node in holders:
+        held = node.server.storage.holdings(SHARED)
+        assert len(held) <= 33  # its own record besides
+        assert identity(1).public_key in [holding.public_key for holding in held]
+    assert late.server.storage.holding(SHARED, identity(2).public_key) is not None
+    readers = nodes.nodes[:10]
+    for publisher, value in ((identity(1), b"first"), (identity(2), b"late")):
+        trust = [publisher.publisher_id]
+        assert await everywhere(readers, lambda node, trust=trust: node.get(NAME, trust=trust)) == [value] * 10  # type: ignore[misc]
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trust", [None, [identity(1).publisher_id]])
+async def test_a_machine_that_believes_it_is_1970_finds_what_is_live_and_nothing_that_is_over(
+    network: Network, trust: list[str] | None
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(12)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1), record_ttl=600)
+    await publisher.publish(NAME, b"v1")
+    for start in (0, RELEASED - 1):
+        host = network.host()
+        host.clock.set(start)
+        reader = await nodes.start([nodes.nodes[0]], host=host, node_id=bytes(20))
+        assert await reader.get(NAME, trust=trust) == b"v1"
+    publisher.kill()
+    await asyncio.sleep(601)
+    assert await reader.get(NAME, trust=trust) is None
+
+
+@pytest.mark.parametrize("hours", [2, -2])
+async def test_a_publisher_two_hours_off_is_corrected_and_warned(
+    network: Network, hours: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    nodes = Nodes(network)
+    await nodes.grow(12)
+    host = network.host()
+    host.clock.step(hours * 3600)
+    publisher = await nodes.start([nodes.nodes[0]], host=host, identity=identity(1))
+    assert (await publisher.publish(NAME, b"v1")).stored == 12
+    readers = nodes.nodes[:12]
+    assert await everywhere(readers, lambda node: node.get(NAME)) == [b"v1"] * 12
+    assert f"the clock of this machine is {hours * 3600} s off" in caplog.text
+    (record,) = await readers[0].host.run(readers[0].server.get_records(NAME))
+    assert abs(record.issued_at - readers[0].host.clock.wall()) < 5000
+    await asyncio.sleep(2 * 3600)
+    assert await everywhere(readers, lambda node: node.get(NAME)) == [b"v1"] * 12
+    publisher.kill()
+    await asyncio.sleep(3660)
+    assert await everywhere(readers, lambda node: node.get(NAME)) == [None] * 12
+
+
+@pytest.mark.parametrize("hours", [2, -2])
+async def test_a_holder_with_a_wrong_clock_harms_only_itself(network: Network, hours: int) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(12)
+    for node in nodes.nodes[:4]:
+        node.host.clock.step(hours * 3600)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1))
+    await publisher.publish(NAME, b"v1")
+    assert publisher.server.clock.correction == 0
+    right = nodes.nodes[4:12]
+    for _ in range(8):
+        assert await everywhere(right, lambda node: node.get(NAME)) == [b"v1"] * 8
+        await asyncio.sleep(900)
+    publisher.kill()
+    await asyncio.sleep(3601)
+    assert await everywhere(right, lambda node: node.get(NAME)) == [None] * 8
+
+
+async def test_liars_about_the_time_below_a_majority_change_nothing(network: Network) -> None:
+    nodes = await grown(network, 30)
+    await liars.mixed(nodes, network, 14, ["clock"])
+    await asyncio.sleep(30)
+    await publish_all(nodes, 1)
+    assert {node.server.clock.correction for node in nodes.nodes} == {0}
+    assert (await trusted_gets(nodes, 30, 1))[:2] == (30, 0)
+    for node in nodes.nodes[:20]:
+        await node.get(name_of(1))
+        assert abs(node.server.now() - node.host.clock.wall()) < 1000

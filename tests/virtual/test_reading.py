@@ -1,0 +1,101 @@
+"""What a reading asks of whom, when it ends, and what it mends: each test fails when its mechanism is switched off."""
+
+import asyncio
+
+from plasm_dht.dht.ids import TRANSIENT_ID
+from plasm_dht.record import Record, shared_key, sign
+from tests.virtual.network import Conditions, Network
+from tests.virtual.nodes import Node, Nodes, everywhere, identity
+
+NAME = "/phase/stable/arm64/manifest"
+AUTHOR = identity(1)
+HOUR = 3600.0
+
+
+def signed(node: Node, value: bytes, seq: int) -> Record:
+    now = node.host.clock.wall()
+    return sign(AUTHOR, NAME, value, seq=seq, issued_at=now, expires_at=now + 3_600_000)
+
+
+def nearest(nodes: Nodes) -> list[Node]:
+    """All of them, the nearest to the shared key first."""
+    key = int.from_bytes(shared_key(NAME))
+    return sorted(nodes.nodes, key=lambda node: node.server.node.long_id ^ key)
+
+
+def knows(node: Node, nodes: list[Node]) -> bool:
+    """Whether these are whom a node asks first."""
+    first = node.server.protocol.router.closest(int.from_bytes(shared_key(NAME)), len(nodes))
+    return [contact.id for contact in first] == [each.server.node.id for each in nodes]
+
+
+async def test_two_holders_of_an_older_record_next_to_the_reader_do_not_decide(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(40)
+    holders = nearest(nodes)[:20]
+    reader = next(node for node in nearest(nodes)[20:] if knows(node, holders[:5]))
+    old, new = signed(reader, b"old", 1), signed(reader, b"new", 2)
+    for node in holders[:2] + holders[5:]:  # the three between them lack it
+        node.server.storage[shared_key(NAME)] = (old if node in holders[:2] else new).envelope
+    for node in holders[:5]:  # they answer long before anybody else does
+        network.link(reader.host, node.host, Conditions(latency=0.001))
+        network.link(node.host, reader.host, Conditions(latency=0.001))
+    assert await reader.get(NAME) == b"new"
+
+
+async def test_a_reader_repairs_a_holder_of_an_older_record(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(6)
+    old, new = (signed(nodes.nodes[0], value, seq) for seq, value in ((1, b"old"), (2, b"new")))
+    for node, record in zip(nodes.nodes, [old, new, new, new, new, old], strict=True):
+        node.server.storage[shared_key(NAME)] = record.envelope
+    assert await nodes.nodes[2].get(NAME) == b"new"
+    await nodes.nodes[2].host.run(nodes.nodes[2].server.get_records(NAME))
+    await asyncio.sleep(5)
+    assert [node.seqs(NAME, AUTHOR) for node in nodes.nodes] == [{2}] * 6
+
+
+async def test_a_reader_gives_the_record_to_the_nearest_node_that_lacks_it(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(40)
+    lacking, *holders = nearest(nodes)[:20]
+    reader = nearest(nodes)[-1]
+    for node in holders:
+        node.server.storage[shared_key(NAME)] = signed(reader, b"v1", 1).envelope
+    await asyncio.sleep(60)
+    assert not lacking.seqs(NAME, AUTHOR)
+    await reader.host.run(reader.server.get_records(NAME))
+    await asyncio.sleep(2)
+    assert lacking.seqs(NAME, AUTHOR) == {1}
+
+
+async def test_a_reader_with_a_live_record_does_not_wait_for_the_one_that_has_just_died(network: Network) -> None:
+    nodes = Nodes(network)
+    publisher = await nodes.start(identity=AUTHOR)
+    other = await nodes.start([publisher])
+    await publisher.publish(NAME, b"v1")
+    other.kill()
+    reader = await nodes.start([publisher], node_id=TRANSIENT_ID)  # as `plasm-dht get`: it never met the other
+    started = network.now
+    assert await reader.get(NAME) == b"v1"
+    assert network.now - started < 1.2, "one holder is no quorum, and the other answers no more"
+
+
+async def test_few_of_the_dead_are_asked_and_all_of_those_that_came_back(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(30)
+    reader, living, gone = nodes.nodes[0], nodes.nodes[:8], nodes.nodes[8:]
+    network.partition([node.host for node in gone])
+    for _ in range(6):
+        await everywhere(living, lambda node: node.get(NAME))
+        await asyncio.sleep(300)
+    router = reader.server.protocol.router
+    assert router.live_count <= 7
+    network.observe()
+    await reader.host.run(reader.server.get_records(NAME))
+    asked = {target for _, source, target, kind, _ in network.record if kind == "find_value"}
+    dead = {node.address for node in gone}
+    assert len(asked & dead) <= 3, "alpha of the dead are asked"
+    network.heal()
+    await reader.host.run(reader.server.get_records(NAME))
+    assert router.live_count >= 20, "each that answers is a reason to ask two more"
