@@ -8,6 +8,7 @@ import asyncio.runners
 import gc
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -88,6 +89,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that runs the suite in the background has it ignore SIGINT, and every child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "unguarded(*kinds): turn guards off: blocked, lost, tasks, threads; none: all")
     drawn = config.getoption("--virtual-seed")
     seed = random.SystemRandom().randrange(2**32) if drawn == "random" else int(drawn)

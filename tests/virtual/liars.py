@@ -158,7 +158,7 @@ def introduce(liar: Liar) -> None:
     """Ask many honest nodes, who then ping it."""
     book = liar.book
     others = random.sample(book.honest, min(OTHERS, len(book.honest)))
-    for node in {*nearest(book.honest, liar.node_id, NEAR), *others}:
+    for node in dict.fromkeys([*nearest(book.honest, liar.node_id, NEAR), *others]):  # in the same order each time
         request = wire.encode_request(random.randbytes(20), "find_node", (liar.node_id, liar.node_id))
         liar.transport.sendto(request, (node.ip, node.port))
 

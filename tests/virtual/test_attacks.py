@@ -164,7 +164,7 @@ CROWDS = ["each_other", "old", "forged", "nothing", "clock", "junk"]
 async def crowd(network: Network, book: Book, key: bytes, count: int, kind: str) -> list[Liar]:
     """Liars, all of them nearer to the key than any honest node."""
     least = min(int.from_bytes(node.id) ^ int.from_bytes(key) for node in book.honest)
-    own = {(int.from_bytes(key) ^ random.randrange(1, least)).to_bytes(20) for _ in range(count)}
+    own = [(int.from_bytes(key) ^ random.randrange(1, least)).to_bytes(20) for _ in range(count)]
     return await liars.join(network, book, [(each, kind) for each in own])
 
 
