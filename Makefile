@@ -28,8 +28,9 @@ serve: $(STAMP) ## serve the sample artifacts on this machine
 	@echo
 	@$(BIN)/plasm-dht serve --artifacts docs/examples/artifacts --host 127.0.0.1 --http-host 127.0.0.1 --state-dir build/serve
 
+# Half of the time of a test run is spent waiting, for a record to end or a process to start: two workers for each core.
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n "$$($(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))')" --dist worksteal
 
 soak: $(STAMP) ## run the long scenarios on the virtual network: minutes
 	$(BIN)/python -m pytest -m soak -s
