@@ -65,6 +65,7 @@ LAYERS: dict[str, float] = {
     "plasm_dht.provider.door": 3.5,  # who may connect to the HTTP server
     "plasm_dht.provider.folder": 3,  # the folder that a download goes to
     "plasm_dht.dht.answers": 3.5,  # what is said to find_node and find_value
+    "plasm_dht.dht.mmsg": 3,  # many datagrams a system call
     "plasm_dht.dht.udp": 3.5,  # the socket beneath the transport
 }
 

@@ -5,6 +5,7 @@ table or the storage changes: a popular name is asked for by everybody.
 """
 
 from collections.abc import Collection
+from typing import TypeAlias
 
 from plasm_dht.clock import Clock
 from plasm_dht.dht import wire
@@ -14,11 +15,15 @@ from plasm_dht.dht.storage import RecordStorage
 # Answers that are kept, of about 1 KiB each.
 KEPT = 1024
 
+# A key; with an id, for whom is named in the answer of the key itself and must not be.
+Asked: TypeAlias = bytes | tuple[bytes, int | None]
+
 
 class Answers:
-    """Answers from one node's routing table and storage, encoded.
+    """Answers from one node's routing table and storage, encoded as whole datagrams.
 
-    `stamp` has to be called when datagrams have arrived, and before they are answered.
+    `stamp` has to be called when datagrams have arrived and before they are answered, and `forget_outdated` after what
+    may have changed the table or the storage meanwhile.
     """
 
     def __init__(self, router: PlasmRoutingTable, storage: RecordStorage, clock: Clock, k: int) -> None:
@@ -30,51 +35,68 @@ class Answers:
         self._router_version = self._storage_version = -1
         self._time = b""
         self._monotonic = 0.0
-        # By key the answer, the ids that it names, and for what is held until when (monotonic) it holds.
-        self._nodes: dict[bytes, tuple[bytes, Collection[int]]] = {}
-        self._found: dict[bytes, tuple[bytes, Collection[int], float]] = {}
+        # A result and the ids that it names. Of what is held without the time at its end, and until when it holds
+        # (monotonic).
+        self._nodes: dict[Asked, tuple[bytes, Collection[int]]] = {}
+        self._found: dict[Asked, tuple[bytes, Collection[int], float]] = {}
 
     def stamp(self) -> None:
         """Note the time, once for all that has arrived."""
         self._time = wire.time_result(self._clock.wall())
         self._monotonic = self._clock.monotonic()
+        self.forget_outdated()
 
-    def find_node(self, key: bytes, asker: int | None) -> bytes:
-        """The k live contacts closest to the key, nearest first, as many as fit, without the asker's own id."""
-        self._forget_outdated()
-        kept = self._nodes.get(key)
-        if kept is not None and asker not in kept[1]:
-            return kept[0]
-        nearest, named = self._nearest(key, asker)
-        answer = wire.nodes_result(list(map(self._encoded.__getitem__, nearest)))
-        if not named:
-            self._nodes[key] = (answer, nearest)
-        return answer
-
-    def find_value(self, key: bytes, asker: int | None, skip: int) -> bytes:
-        """What is held under the key, without the first `skip` envelopes; where nothing is held, as `find_node`."""
-        self._forget_outdated()
-        kept = self._found.get(key)
-        if kept is not None and skip == 0 and asker not in kept[1] and self._monotonic < kept[2]:
-            return kept[0] + self._time
-        held = self._storage.holdings(key)
-        if not held:
-            return self.find_node(key, asker)
-        nearest, named = self._nearest(key, asker)
-        encoded = list(map(self._encoded.__getitem__, nearest))
-        answer = wire.found_result([holding.envelope for holding in held], encoded, skip)
-        if skip == 0 and not named:
-            self._found[key] = (answer, frozenset(nearest), min(holding.look_at for holding in held))
-        return answer + self._time
-
-    def _forget_outdated(self) -> None:
+    def forget_outdated(self) -> None:
+        """Forget all answers if the routing table or the storage has changed."""
         if self._router.version != self._router_version or self._storage.version != self._storage_version:
             self._router_version, self._storage_version = self._router.version, self._storage.version
-            self._nodes.clear()
-            self._found.clear()
-        elif len(self._nodes) + len(self._found) >= KEPT:
-            self._nodes.clear()
-            self._found.clear()
+            self._forget()
+
+    def find_node(self, message_id: bytes, key: bytes, asker: int | None) -> bytes:
+        """The k live contacts closest to the key, nearest first, as many as fit, without the asker's own id."""
+        kept = self._nodes.get(key)
+        if kept is None or asker in kept[1]:
+            kept = self._nodes.get((key, asker)) or self._nodes_near(key, asker)
+        return wire.response(message_id, kept[0])
+
+    def find_value(self, message_id: bytes, key: bytes, asker: int | None, skip: int = 0) -> bytes:
+        """What is held under the key, without the first `skip` envelopes; where nothing is held, as `find_node`."""
+        kept = self._found.get(key)
+        if kept is None or asker in kept[1]:
+            kept = self._found.get((key, asker))
+        if kept is None or skip or self._monotonic >= kept[2]:
+            kept = self._held_under(key, asker, skip)
+        if kept is None:
+            return self.find_node(message_id, key, asker)
+        return wire.response(message_id, kept[0], self._time)
+
+    def _nodes_near(self, key: bytes, asker: int | None) -> tuple[bytes, Collection[int]]:
+        nearest, is_named = self._nearest(key, asker)
+        made = wire.nodes_result(list(map(self._encoded.__getitem__, nearest))), nearest
+        self._make_room()
+        self._nodes[(key, asker) if is_named else key] = made
+        return made
+
+    def _held_under(self, key: bytes, asker: int | None, skip: int) -> tuple[bytes, Collection[int], float] | None:
+        held = self._storage.holdings(key)
+        if not held:
+            return None
+        nearest, is_named = self._nearest(key, asker)
+        encoded = list(map(self._encoded.__getitem__, nearest))
+        result = wire.found_result([holding.envelope for holding in held], encoded, skip)
+        made = result, frozenset(nearest), min(holding.look_at for holding in held)
+        if not skip:
+            self._make_room()
+            self._found[(key, asker) if is_named else key] = made
+        return made
+
+    def _make_room(self) -> None:
+        if len(self._nodes) + len(self._found) >= KEPT:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._nodes.clear()
+        self._found.clear()
 
     def _nearest(self, key: bytes, asker: int | None) -> tuple[list[int], bool]:
         """The ids of the k closest contacts without the asker's, and whether that one was among them."""

@@ -7,7 +7,7 @@ be pinged first. Nothing that arrives can raise: what is not of the right shape 
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeAlias
 
 from kademlia.node import Node
 from kademlia.protocol import KademliaProtocol
@@ -19,7 +19,7 @@ from plasm_dht.dht.answers import Answers
 from plasm_dht.dht.ids import Address
 from plasm_dht.dht.limits import SILENT_FOR, VERIFIED_FOR, RateLimit, Said, Seen
 from plasm_dht.dht.roundtrip import RoundTrips
-from plasm_dht.dht.routing import Contact, PlasmRoutingTable
+from plasm_dht.dht.routing import STALE_AFTER, Contact, PlasmRoutingTable
 from plasm_dht.dht.storage import ACCEPTED, RecordStorage, Verdict
 from plasm_dht.dht.udp import UdpSocket
 from plasm_dht.dht.wire import NO_ANSWER, Outcome
@@ -31,6 +31,9 @@ STORE_TIMEOUT = 4.0
 PING_BACK = 2.0
 # Pings to strangers under way at once; beyond it a stranger stays unverified.
 MAX_PINGS = 512
+
+# The response to a request, given its sender and its message id; a coroutine where somebody has to be asked first.
+Handler: TypeAlias = Callable[[Address, bytes, Any], bytes | Coroutine[Any, Any, bytes]]
 
 
 class Call:
@@ -101,8 +104,11 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._deferred: set[bytes] = set()
         self._answers = Answers(self.router, storage, clock, ksize)
         self._socket: UdpSocket | None = None
+        self._finds = {wire.FIND_NODE: self._answers.find_node, wire.FIND_VALUE: self._answers.find_value}
         self._own_id = wire.id_result(source_node.id)
-        self._handlers: dict[type[wire.Request], Callable[[Address, Any], bytes | Coroutine[Any, Any, bytes]]] = {
+        self._handlers: dict[
+            type[wire.Request], Callable[[Address, bytes, Any], bytes | Coroutine[Any, Any, bytes]]
+        ] = {
             wire.Ping: self.rpc_ping,
             wire.Stun: self.rpc_stun,
             wire.Store: self.rpc_store,
@@ -139,12 +145,32 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         """Answer what has arrived, this datagram first, and hand answers to the calls that wait for them."""
         self._answers.stamp()
-        self._receive(data, addr)
-        more = 0 if self._socket is None else self._socket.drain(self._receive)
-        self.stats.received += 1 + more  # once for all of them: each datagram costs as little as before
+        reply = self._receive(data, addr[:2])  # IPv6 adds flow and scope
+        if reply is not None:
+            self._send(reply, addr)
+        read, answered = (0, 0) if self._socket is None else self._socket.drain(self._receive)
+        self.stats.received += 1 + read  # once for all of them: each datagram costs as little as before
+        self.stats.sent += answered
 
-    def _receive(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        sender: Address = addr if len(addr) == 2 else addr[:2]  # IPv6 adds flow and scope
+    def _receive(self, data: bytes, sender: Address) -> bytes | None:
+        """The response to a datagram, if it is a request that is answered at once.
+
+        What nearly all requests are, a key and who asks for it, is taken apart here: that is what a flood is made of.
+        """
+        split = wire.SPLIT_FIND.get(len(data))
+        if split is None:
+            return self._receive_any(data, sender)
+        kind, message_id, head, node_id, mark, key = split(data)
+        find = self._finds.get(head)
+        if find is None or kind != wire.REQUEST or mark != wire.ID_MARK:
+            return self._receive_any(data, sender)
+        if self._rate_limit is not None and not self._rate_limit.allows(sender[0], self.clock.monotonic()):
+            self.dropped["rate_limit"] += 1
+            return None
+        return find(message_id, key, self.welcome(sender, node_id))
+
+    def _receive_any(self, data: bytes, sender: Address) -> bytes | None:
+        response = None
         if not wire.HEADER < len(data) <= wire.MAX_READ:
             self.dropped["size"] += 1
         elif data[0] == 1:
@@ -154,33 +180,36 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         elif self._rate_limit is not None and not self._rate_limit.allows(sender[0], self.clock.monotonic()):
             self.dropped["rate_limit"] += 1
         else:
-            self._receive_request(data, sender)
+            response = self._receive_request(data, sender)
+        self._answers.forget_outdated()
+        return response
 
-    def _receive_request(self, data: bytes, sender: Address) -> None:
+    def _receive_request(self, data: bytes, sender: Address) -> bytes | None:
         request = wire.decode_request(data)
         if request is None:
             self.dropped["malformed"] += 1
-            return
+            return None
         message_id = data[1 : wire.HEADER]
-        result = self._handlers[type(request)](sender, request)
-        if isinstance(result, bytes):
-            self._send(wire.response(message_id, result), sender)
-        elif message_id in self._deferred or len(self._deferred) >= MAX_PINGS:  # a resend, or a crowd
+        response = self._handlers[type(request)](sender, message_id, request)
+        if isinstance(response, bytes):
+            return response
+        if message_id in self._deferred or len(self._deferred) >= MAX_PINGS:  # a resend, or a crowd
             self.dropped["busy"] += message_id not in self._deferred
-            result.close()
+            response.close()
         else:
             self._deferred.add(message_id)
-            if not self._spawn(self._answer_later(message_id, sender, result)):
+            if not self._spawn(self._answer_later(message_id, sender, response)):
                 self._deferred.discard(message_id)
-                result.close()
+                response.close()
+        return None
 
-    async def _answer_later(self, message_id: bytes, sender: Address, answer: Coroutine[Any, Any, bytes]) -> None:
+    async def _answer_later(self, message_id: bytes, sender: Address, response: Coroutine[Any, Any, bytes]) -> None:
         try:
-            self._send(wire.response(message_id, await answer), sender)
+            self._send(await response, sender)
         finally:
             self._deferred.discard(message_id)
 
-    def _send(self, datagram: bytes, address: Address) -> None:
+    def _send(self, datagram: bytes, address: tuple[Any, ...]) -> None:
         self.stats.sent += 1
         if self._socket is not None:
             self._socket.send(datagram, address)
@@ -189,26 +218,27 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
 
     # -- requests of others ------------------------------------------------------------------------------------------
 
-    def rpc_stun(self, sender: Address, request: wire.Stun) -> bytes:
+    def rpc_stun(self, sender: Address, message_id: bytes, request: wire.Stun) -> bytes:
         """The caller's address as seen from here."""
-        return wire.address_result(sender)
+        return wire.response(message_id, wire.address_result(sender))
 
-    def rpc_ping(self, sender: Address, request: wire.Ping) -> bytes:
+    def rpc_ping(self, sender: Address, message_id: bytes, request: wire.Ping) -> bytes:
         """Our id."""
         self.welcome(sender, request.arguments[0])
-        return self._own_id
+        return wire.response(message_id, self._own_id)
 
-    def rpc_find_node(self, sender: Address, request: wire.FindNode) -> bytes:
+    def rpc_find_node(self, sender: Address, message_id: bytes, request: wire.FindNode) -> bytes:
         """The k live contacts closest to the key, nearest first, as many as fit."""
         node_id, key = request.arguments
-        return self._answers.find_node(key, self.welcome(sender, node_id))
+        return self._answers.find_node(message_id, key, self.welcome(sender, node_id))
 
-    def rpc_find_value(self, sender: Address, request: wire.FindValue) -> bytes:
+    def rpc_find_value(self, sender: Address, message_id: bytes, request: wire.FindValue) -> bytes:
         """What is held under the key, or the closest nodes where nothing is."""
         wanted = request.arguments
-        return self._answers.find_value(wanted.key, self.welcome(sender, wanted.node_id), wanted.skip)
+        asker = self.welcome(sender, wanted.node_id)
+        return self._answers.find_value(message_id, wanted.key, asker, wanted.skip)
 
-    def rpc_store(self, sender: Address, request: wire.Store) -> bytes | Coroutine[Any, Any, bytes]:
+    def rpc_store(self, sender: Address, message_id: bytes, request: wire.Store) -> bytes | Coroutine[Any, Any, bytes]:
         """Admit a record, or say why not; a coroutine when the sender's address has to answer a ping first."""
         node_id, key, envelope = request.arguments
         self.welcome(sender, node_id)
@@ -217,35 +247,38 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         if isinstance(checked, Verdict):
             if checked is ACCEPTED and is_verified:  # else anybody could put off our replication from any address
                 self.storage.receive_again(key, envelope)
-            return self._verdict(checked)
+            return self._verdict(message_id, checked)
         if is_verified:
-            return self._verdict(self.storage.admit(key, checked))
-        return self._store_after_ping(sender, key, checked)
+            return self._verdict(message_id, self.storage.admit(key, checked))
+        return self._store_after_ping(sender, message_id, key, checked)
 
-    async def _store_after_ping(self, sender: Address, key: bytes, record: Record) -> bytes:
+    async def _store_after_ping(self, sender: Address, message_id: bytes, key: bytes, record: Record) -> bytes:
         try:
             async with asyncio.timeout(PING_BACK):
                 answered, _ = await asyncio.shield(self._ping(sender))
         except TimeoutError:
             answered = False
         if not answered:
-            return self._verdict(Verdict("unverified"))
+            return self._verdict(message_id, Verdict("unverified"))
         checked = self.storage.check(key, record.envelope)  # what is held may have changed meanwhile
-        return self._verdict(self.storage.admit(key, checked) if isinstance(checked, Record) else checked)
+        return self._verdict(message_id, self.storage.admit(key, checked) if isinstance(checked, Record) else checked)
 
-    def _verdict(self, verdict: Verdict) -> bytes:
+    def _verdict(self, message_id: bytes, verdict: Verdict) -> bytes:
         self.stats.stores_received[verdict.reason or stats.ACCEPTED] += 1
-        return wire.stored_result(self.clock.wall(), verdict.reason, verdict.held)
+        return wire.response(message_id, wire.stored_result(self.clock.wall(), verdict.reason, verdict.held))
 
     def welcome(self, sender: Address, node_id: bytes) -> int | None:
         """Ping a caller that the routing table does not know, or believes dead, if it would get a place there.
 
         Returns the id of the contact at its address.
         """
-        known = self.router.at(sender)
-        if known is None or known.id != node_id or known.is_stale:
+        known = self.router.by_address.get(sender)
+        if known is None:
+            self._meet(sender, node_id, None)
+            return None
+        if known.id != node_id or known.missed >= STALE_AFTER:
             self._meet(sender, node_id, known)
-        return None if known is None else known.long_id
+        return known.long_id
 
     def _meet(self, sender: Address, node_id: bytes, known: Contact | None) -> None:
         if node_id == ids.TRANSIENT_ID or sender in self._pings or len(self._pings) >= MAX_PINGS:

@@ -158,7 +158,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         self._live_ids: list[int] = []
         self._stale_ids: list[int] = []
         self._by_id: dict[int, Contact] = {}
-        self._by_address: dict[Address, Contact] = {}
+        self.by_address: dict[Address, Contact] = {}  # to be read only
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -181,7 +181,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def at(self, address: Address) -> Contact | None:
         """The contact with this (ip, port)."""
-        return self._by_address.get(address)
+        return self.by_address.get(address)
 
     def get_bucket_for(self, node: Node) -> int:
         """The index of the bucket in whose range the node falls."""
@@ -226,7 +226,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         contact = node if isinstance(node, Contact) else Contact(node.id, node.ip, node.port)
         contact.missed = 0
         contact.heard_at = self.clock.monotonic()
-        for replaced in (known, self._by_address.get(contact.address)):  # one address is one node
+        for replaced in (known, self.by_address.get(contact.address)):  # one address is one node
             if replaced is not None:
                 self._drop(replaced, promote=self.get_bucket_for(replaced) != self.get_bucket_for(contact))
         return self._place(contact)
@@ -373,7 +373,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         self._by_id[contact.long_id] = contact
         self.encoded[contact.long_id] = encode_node(contact.id, *contact.address)
         self._note_change()
-        self._by_address[contact.address] = contact
+        self.by_address[contact.address] = contact
 
     def _drop(self, contact: Contact, *, promote: bool) -> None:
         bucket = self.buckets[self.get_bucket_for(contact)]
@@ -381,11 +381,11 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         _discard(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
         del self._by_id[contact.long_id], self.encoded[contact.long_id]
         self._note_change()
-        if self._by_address.get(contact.address) is contact:
-            del self._by_address[contact.address]
+        if self.by_address.get(contact.address) is contact:
+            del self.by_address[contact.address]
         while promote and bucket.replacement_nodes:
             _, replacement = bucket.replacement_nodes.popitem()
-            if self.is_new_node(replacement) and replacement.address not in self._by_address:
+            if self.is_new_node(replacement) and replacement.address not in self.by_address:
                 bucket.add_node(replacement)
                 self._index(replacement)
                 return

@@ -1,19 +1,26 @@
 """The UDP socket beneath asyncio's transport: read in a loop, written without a detour.
 
-asyncio wakes up once a datagram; a node that answers a hundred thousand a second reads all that has arrived in one go.
-Where the transport has no real socket (the virtual network) asyncio's path serves.
+asyncio wakes up once a datagram; a node that answers a hundred thousand a second reads all that has arrived in one go,
+and where the system can (`mmsg`) with one call. Where the transport has no real socket (the virtual network) asyncio's
+path serves.
 """
 
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
+from plasm_dht.dht.ids import Address
 from plasm_dht.dht.wire import MAX_READ
 
 # Datagrams that are read before the loop turns: timers and our own tasks wait no longer than these take.
 BATCH = 64
+# So many at one wake-up, and from then on a system call reads many of them: what it takes to prepare that has to pay.
+MANY = 16
+
+Answer = Callable[[bytes, Address], bytes | None]
 
 
 class UdpSocket:
@@ -22,6 +29,8 @@ class UdpSocket:
     def __init__(self, handle: socket.socket, on_error: Callable[[OSError], None]) -> None:
         self._handle = handle
         self._on_error = on_error
+        self._drain_batch: Callable[[Answer], tuple[int, int]] | None = None
+        self._may_batch = sys.platform == "linux"
         handle.setblocking(False)
 
     @classmethod
@@ -32,19 +41,29 @@ class UdpSocket:
             return None
         return cls(socket.socket(fileno=os.dup(there.fileno())), on_error)
 
-    def drain(self, receive: Callable[[bytes, tuple[Any, ...]], None]) -> int:
-        """Hand over what has arrived, `BATCH` datagrams at most. Returns how many."""
-        read = self._handle.recvfrom
-        count = 0
+    def drain(self, answer: Answer) -> tuple[int, int]:
+        """Hand over what has arrived, `BATCH` datagrams at most, each with its sender, who is sent what that returns.
+
+        Returns how many were read, and how many responses sent.
+        """
+        if self._drain_batch is not None:
+            return self._drain_batch(answer)
+        read = answered = 0
         try:
-            for count in range(BATCH):  # noqa: B007  # the number of those before
-                receive(*read(MAX_READ + 1))
+            while read < BATCH:
+                datagram, sender = self._handle.recvfrom(MAX_READ + 1)
+                read += 1
+                reply = answer(datagram, sender[:2])
+                if reply is not None:
+                    self.send(reply, sender)
+                    answered += 1
         except BlockingIOError:
-            return count
+            pass
         except OSError as error:
             self._on_error(error)
-            return count
-        return BATCH
+        if read >= MANY and self._may_batch:
+            self._prepare_batches()
+        return read, answered
 
     def send(self, datagram: bytes, address: tuple[Any, ...]) -> None:
         """Send, or drop where the system has no room: datagrams may be lost, and memory must not grow."""
@@ -56,3 +75,11 @@ class UdpSocket:
     def close(self) -> None:
         """Close this handle; the transport's own stays open."""
         self._handle.close()
+
+    def _prepare_batches(self) -> None:
+        from plasm_dht.dht.mmsg import Batches  # ctypes takes 2 ms to import: what is asked little does without
+
+        try:
+            self._drain_batch = Batches(self._handle, BATCH, MAX_READ + 1, self._on_error).drain
+        except OSError:
+            self._may_batch = False

@@ -4,6 +4,7 @@ Bytes in, values out: no sockets, no state. A decoder of what the network sent r
 shape. A result is msgpack, ready to be sent behind the header of its response.
 """
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeAlias
 
@@ -95,12 +96,21 @@ def decode_request(datagram: bytes | memoryview) -> Request | None:
         return None
 
 
+# What nearly all requests are: `find_node` or `find_value` with two arguments. What stands before the node id, and
+# before the key.
+ID_MARK = b"\xc4" + bytes((ID_BYTES,))
+FIND_NODE, FIND_VALUE = (b"\x92" + _encode(name) + b"\x92" + ID_MARK for name in ("find_node", "find_value"))
+# By the size of such a datagram what takes it apart: type, message id, what stands before, node id, mark, key.
+SPLIT_FIND: dict[int, Callable[[bytes], tuple[bytes, ...]]] = {
+    each.size: each.unpack for each in (struct.Struct(f"1s20s{len(head)}s20s2s20s") for head in (FIND_NODE, FIND_VALUE))
+}
+
 # -- results that we send --------------------------------------------------------------------------------------------
 
 
-def response(message_id: bytes, result: bytes) -> bytes:
-    """The datagram of a response."""
-    return RESPONSE + message_id + result
+def response(message_id: bytes, *result: bytes) -> bytes:
+    """The datagram of a response; the result may be in parts."""
+    return b"".join((RESPONSE, message_id, *result))
 
 
 def id_result(node_id: bytes) -> bytes:

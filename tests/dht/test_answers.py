@@ -16,6 +16,7 @@ from tests.dht.support import IDENTITIES, NAME, START, ManualClock, record
 KEY = shared_key(NAME)
 ASKER = ("198.51.100.1", 1)
 OWN = b"\x22" * 20
+ID = b"\x33" * 20  # of the message
 
 
 class Setting:
@@ -31,12 +32,12 @@ class Setting:
 
     def nodes(self, key: bytes = KEY, asker: Any = ASKER) -> list[Any]:
         self.answers.stamp()
-        answer: list[Any] = umsgpack.unpackb(self.answers.find_node(key, self.id_at(asker)))
+        answer: list[Any] = umsgpack.unpackb(self.answers.find_node(ID, key, self.id_at(asker))[len(ID) + 1 :])
         return answer
 
     def found(self, skip: int = 0, asker: Any = ASKER) -> Any:
         self.answers.stamp()
-        return umsgpack.unpackb(self.answers.find_value(KEY, self.id_at(asker), skip))
+        return umsgpack.unpackb(self.answers.find_value(ID, KEY, self.id_at(asker), skip)[len(ID) + 1 :])
 
     def id_at(self, address: Any) -> int | None:
         contact = self.router.at(address)
@@ -120,13 +121,29 @@ def test_the_asker_is_not_named_to_itself_where_something_is_held(here: Setting)
     assert here.found()["nodes"][0][0] == nearest.id
 
 
-def test_what_is_asked_again_is_not_made_again(here: Setting) -> None:
-    first = here.answers.find_node(KEY, None)
-    assert here.answers.find_node(KEY, 7) is first
+def made(here: Setting, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The keys that are looked up in the table from now on."""
+    keys: list[int] = []
+    closest = here.router.closest_ids
+    monkeypatch.setattr(here.router, "closest_ids", lambda key, k: (keys.append(key), closest(key, k))[1])
+    return keys
+
+
+def test_what_is_asked_again_is_not_made_again(here: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.storage.store(KEY, record().envelope)
+    nearest = here.router.closest(int.from_bytes(KEY), 1)[0]
+    keys = made(here, monkeypatch)
+    for asker in (ASKER, nearest.address):  # whom the answer names gets one of its own
+        first = here.nodes(asker=asker), here.found(asker=asker)["nodes"]
+        assert len(keys) == 2
+        assert (here.nodes(asker=asker), here.found(asker=asker)["nodes"]) == first
+        assert len(keys) == 2
+        keys.clear()
 
 
 def test_endless_keys_keep_no_endless_answers(here: Setting) -> None:
     rnd = random.Random(2)
-    for _ in range(3 * KEPT):
-        here.answers.find_node(rnd.randbytes(20), None)
+    near = [contact.long_id for contact in here.router]
+    for number in range(3 * KEPT):
+        here.answers.find_node(ID, rnd.randbytes(20), None if number % 2 else rnd.choice(near))
         assert len(here.answers._nodes) <= KEPT

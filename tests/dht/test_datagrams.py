@@ -1,16 +1,21 @@
 """The datagram path by what it costs: tasks, wake-ups, turns of the loop. Real sockets."""
 
 import asyncio
+import itertools
+import random
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import umsgpack
 
 from plasm_dht.dht import udp, wire
 from plasm_dht.dht.protocol import PlasmProtocol
+from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.server import PlasmServer
 from plasm_dht.record import shared_key
 from tests.dht.support import HERE, IDENTITIES, NAME, raw_node, record, server, servers, until
@@ -71,9 +76,9 @@ class Counting(PlasmProtocol):
         self.wake_ups += 1
         super().datagram_received(data, addr)
 
-    def _receive(self, data: bytes, addr: tuple[Any, ...]) -> None:
+    def _receive(self, data: bytes, sender: tuple[Any, ...]) -> bytes | None:
         self.read += 1
-        super()._receive(data, addr)
+        return super()._receive(data, sender)
 
 
 class CountingServer(PlasmServer):
@@ -99,6 +104,73 @@ async def test_a_flood_is_read_in_batches_between_which_the_loop_turns() -> None
         assert max(later - earlier for earlier, later in zip([0, *read], read, strict=False)) <= udp.BATCH + 1
         assert protocol.wake_ups <= 200 / udp.BATCH + 1
         flood.close()
+
+
+@pytest.mark.parametrize("may_batch", [True, False], ids=["in batches", "one by one"])
+async def test_a_flood_is_answered_one_for_one(may_batch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", sys.platform if may_batch else "another")
+    async with server(rate_limit=None) as node, raw_node() as raw:
+        node.protocol._verified.add(raw.address, node.clock.monotonic())
+        for _ in range(3):
+            raw.datagrams.clear()
+            before = node.protocol.stats.sent
+            for _ in range(100):  # before the loop can turn once
+                raw.send(node.address, "find_node", ZERO, KEY)
+                raw.send(node.address, "find_value", ZERO, KEY, 1 << 20)  # not to be answered
+            await until(lambda: len(raw.datagrams) == 100)
+            assert node.protocol.stats.sent - before == 100
+        assert node.protocol.stats.received == 600
+        assert node.protocol.dropped["malformed"] == 300
+        assert (node.protocol._socket._drain_batch is not None) == (may_batch and sys.platform == "linux")
+
+
+def mutations(datagram: bytes) -> Iterator[bytes]:
+    """The datagram, cut, extended, and with each of its bytes changed."""
+    yield datagram
+    for size in range(len(datagram)):
+        yield datagram[:size]
+    yield datagram + b"\x00"
+    for at in range(len(datagram)):
+        for changed in {0, 1, 0xC4, 0xFF, datagram[at] ^ 1, datagram[at] ^ 0x80} - {datagram[at]}:
+            yield datagram[:at] + bytes([changed]) + datagram[at + 1 :]
+
+
+async def test_the_short_way_of_a_request_answers_and_drops_exactly_what_the_long_way_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with server(rate_limit=None) as node, raw_node() as raw:
+        protocol = node.protocol
+        for number in range(60):
+            protocol.router.add_contact(Contact(bytes([number * 4 + 1]) * 20, HERE, 20_000 + number))
+        known = next(iter(protocol.router))
+        node.storage.store(KEY, record(issued_at=node.clock.wall()).envelope)
+        source = random.Random(1)
+        datagrams = [source.randbytes(size) for size in (77, 78) for _ in range(50)]
+        for name, key in itertools.product(("find_node", "find_value"), (KEY, bytes(20))):
+            for node_id in (known.id, ZERO, source.randbytes(20)):
+                datagrams += mutations(request(name, node_id, key, number=source.getrandbits(160)))
+        protocol._answers.stamp()
+        split = wire.SPLIT_FIND
+        outcomes = []
+        for way in (split, {}):
+            monkeypatch.setattr(wire, "SPLIT_FIND", way)
+            before = protocol.dropped.copy()
+            said = [protocol._receive(each, sender) for each in datagrams for sender in (known.address, raw.address)]
+            outcomes.append((said, protocol.dropped - before))
+        assert outcomes[0] == outcomes[1]
+        assert sum(said is not None for said in outcomes[0][0]) > 1000
+
+
+async def test_what_is_stored_shows_to_who_asks_in_the_same_batch() -> None:
+    async with server(rate_limit=None) as node, raw_node() as raw:
+        node.protocol._verified.add(raw.address, node.clock.monotonic())
+        envelope = record(issued_at=node.clock.wall()).envelope
+        for name, arguments in (("find_value", [KEY]), ("store", [KEY, envelope]), ("find_value", [KEY])):
+            raw.send(node.address, name, ZERO, *arguments)
+        await until(lambda: len(raw.datagrams) == 3)
+        answers = [umsgpack.unpackb(datagram[wire.HEADER :]) for datagram in raw.datagrams]
+        assert answers[0] == []
+        assert answers[2]["value"] == envelope
 
 
 async def test_what_cannot_be_sent_is_counted_and_harms_nothing() -> None:

@@ -75,7 +75,7 @@ class Line(asyncio.DatagramTransport):
         self.sent.append(data)
         require(len(data) <= MOST, f"a datagram of {len(data)} bytes is sent")
         require(data[0] < 2 and len(data) > wire.HEADER, f"a datagram of no known type is sent: {data[:40]!r}")
-        host, port = addr
+        host, port = addr[:2]  # a response goes to all of the address that its request came from
         require(type(host) is str and "\0" not in host and 0 <= port < 65536, f"sent to {addr!r}")
         require(len(host) <= 64, f"sent to an address that is none: {host[:80]!r}")
 
