@@ -164,13 +164,28 @@ async def test_the_short_way_of_a_request_answers_and_drops_exactly_what_the_lon
 async def test_what_is_stored_shows_to_who_asks_in_the_same_batch() -> None:
     async with server(rate_limit=None) as node, raw_node() as raw:
         node.protocol._verified.add(raw.address, node.clock.monotonic())
-        envelope = record(issued_at=node.clock.wall()).envelope
-        for name, arguments in (("find_value", [KEY]), ("store", [KEY, envelope]), ("find_value", [KEY])):
+        first, second = (record(issued_at=node.clock.wall() + later).envelope for later in (0, 1))
+        node.storage.store(KEY, first)
+        for name, arguments in (("find_value", [KEY]), ("store", [KEY, second]), ("find_value", [KEY])):
             raw.send(node.address, name, ZERO, *arguments)
         await until(lambda: len(raw.datagrams) == 3)
-        answers = [umsgpack.unpackb(datagram[wire.HEADER :]) for datagram in raw.datagrams]
-        assert answers[0] == []
-        assert answers[2]["value"] == envelope
+        before, _, after = (umsgpack.unpackb(datagram[wire.HEADER :]) for datagram in raw.datagrams)
+        assert (before["value"], after["value"]) == (first, second)
+
+
+async def test_each_of_a_batch_has_an_address_and_a_port_over_ipv6_too() -> None:
+    node = PlasmServer()
+    try:
+        await node.listen(0, "::1")
+    except OSError as error:
+        pytest.skip(f"no IPv6: {error}")
+    async with node, raw_node(host="::1") as raw:
+        for _ in range(3):  # asyncio reads the first, then they are read one by one, then in batches
+            raw.datagrams.clear()
+            for _ in range(udp.MANY + 1):  # before the loop can turn once
+                raw.send(node.address, "stun")
+            await until(lambda: len(raw.datagrams) == udp.MANY + 1)
+            assert {tuple(umsgpack.unpackb(each[wire.HEADER :])) for each in raw.datagrams} == {raw.address}
 
 
 async def test_what_cannot_be_sent_is_counted_and_harms_nothing() -> None:
