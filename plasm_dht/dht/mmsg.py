@@ -101,9 +101,8 @@ class Batches:
         """Hand over what has arrived, and send what that returns. How many were read, and how many responses sent."""
         count = self._receive(self._size)
         if count <= 0:
-            error = _last_error()
-            if error.errno != errno.EAGAIN:
-                self._on_error(error)
+            if ctypes.get_errno() != errno.EAGAIN:
+                self._on_error(_last_error())
             return 0, 0
         read, senders = self._read, self._senders
         lengths, names = self._read_lengths[:count].tolist(), self._split_names(self._names)

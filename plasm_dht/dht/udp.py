@@ -17,8 +17,8 @@ from plasm_dht.dht.wire import MAX_READ
 
 # Datagrams that are read before the loop turns: timers and our own tasks wait no longer than these take.
 BATCH = 64
-# So many at one wake-up, and from then on a system call reads many of them: what it takes to prepare that has to pay.
-MANY = 16
+# After a wake-up with so many the next ones are read with one call; for few it costs more than it saves.
+MANY = 32
 
 Answer = Callable[[bytes, Address], bytes | None]
 
@@ -29,6 +29,7 @@ class UdpSocket:
     def __init__(self, handle: socket.socket, on_error: Callable[[OSError], None]) -> None:
         self._handle = handle
         self._on_error = on_error
+        self._is_busy = False
         self._drain_batch: Callable[[Answer], tuple[int, int]] | None = None
         self._may_batch = sys.platform == "linux"
         handle.setblocking(False)
@@ -46,8 +47,16 @@ class UdpSocket:
 
         Returns how many were read, and how many responses sent.
         """
-        if self._drain_batch is not None:
-            return self._drain_batch(answer)
+        if self._is_busy and self._drain_batch is None and self._may_batch:
+            self._prepare_batches()
+        if self._is_busy and self._drain_batch is not None:
+            read, answered = self._drain_batch(answer)
+        else:
+            read, answered = self._drain_singly(answer)
+        self._is_busy = read >= MANY
+        return read, answered
+
+    def _drain_singly(self, answer: Answer) -> tuple[int, int]:
         read = answered = 0
         try:
             while read < BATCH:
@@ -61,8 +70,6 @@ class UdpSocket:
             pass
         except OSError as error:
             self._on_error(error)
-        if read >= MANY and self._may_batch:
-            self._prepare_batches()
         return read, answered
 
     def send(self, datagram: bytes, address: tuple[Any, ...]) -> None:
