@@ -68,7 +68,7 @@ class Answers:
             kept = self._held_under(key, asker, skip)
         if kept is None:
             return self.find_node(message_id, key, asker)
-        return wire.response(message_id, kept[0], self._time)
+        return b"".join((wire.RESPONSE, message_id, kept[0], self._time))
 
     def _nodes_near(self, key: bytes, asker: int | None) -> tuple[bytes, Collection[int]]:
         nearest, is_named = self._nearest(key, asker)

@@ -175,9 +175,14 @@ class NodeLookup:
     def _add_named(self, nodes: Iterable[ids.NodeTuple]) -> None:
         """Candidates that a responder named; of those in our own table we know better whether they answer."""
         find = self.protocol.router.find
-        contacts = (find(node.id) or Contact(*node) for node in nodes if ids.is_askable(node))
+        contacts = (find(node.id) or Contact(*node) for node in nodes if self._is_news(node) and ids.is_askable(node))
         # alpha, as with the stale: where half of all have died, one of three is alive in most cases.
         self._add((each for each in contacts if each.address not in self._addresses), Namer(self.alpha))
+
+    def _is_news(self, node: ids.NodeTuple) -> bool:
+        """Whether it matters that somebody names it: most are candidates already that need nobody to name them."""
+        known = self._by_id.get(node.id)
+        return node.id not in self._by_id if known is None else known.namers is not None
 
     def _is_vouched_for(self, candidate: Candidate) -> bool:
         """Whether it may be asked: it is known, or named by one whose nodes have not failed too often."""

@@ -97,9 +97,12 @@ class Batches:
         if self._receive(0) < 0 or self._send(0, 0) < 0:  # a sandbox may have the functions and refuse the calls
             raise _last_error()
 
-    def drain(self, answer: Answer) -> tuple[int, int]:
-        """Hand over what has arrived, and send what that returns. How many were read, and how many responses sent."""
-        count = self._receive(self._size)
+    def drain(self, answer: Answer, most: int) -> tuple[int, int]:
+        """Hand over what has arrived, at most so many (and `size`), and send what that returns.
+
+        Returns how many were read, and how many responses sent.
+        """
+        count = self._receive(min(most, self._size))
         if count <= 0:
             if ctypes.get_errno() != errno.EAGAIN:
                 self._on_error(_last_error())

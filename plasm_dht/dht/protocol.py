@@ -167,7 +167,10 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         if self._rate_limit is not None and not self._rate_limit.allows(sender[0], self.clock.monotonic()):
             self.dropped["rate_limit"] += 1
             return None
-        return find(message_id, key, self.welcome(sender, node_id))
+        contact = self.router.by_address.get(sender)
+        if contact is None or contact.id != node_id or contact.missed >= STALE_AFTER:
+            return find(message_id, key, self.welcome(sender, node_id))
+        return find(message_id, key, contact.long_id)
 
     def _receive_any(self, data: bytes, sender: Address) -> bytes | None:
         response = None
@@ -272,13 +275,10 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
 
         Returns the id of the contact at its address.
         """
-        known = self.router.by_address.get(sender)
-        if known is None:
-            self._meet(sender, node_id, None)
-            return None
-        if known.id != node_id or known.missed >= STALE_AFTER:
+        known = self.router.at(sender)
+        if known is None or known.id != node_id or known.is_stale:
             self._meet(sender, node_id, known)
-        return known.long_id
+        return None if known is None else known.long_id
 
     def _meet(self, sender: Address, node_id: bytes, known: Contact | None) -> None:
         if node_id == ids.TRANSIENT_ID or sender in self._pings or len(self._pings) >= MAX_PINGS:

@@ -18,7 +18,7 @@ from plasm_dht.dht.wire import MAX_READ
 # Datagrams that are read before the loop turns: timers and our own tasks wait no longer than these take.
 BATCH = 64
 # After a wake-up with so many the next ones are read with one call; for few it costs more than it saves.
-MANY = 32
+MANY = 16
 
 Answer = Callable[[bytes, Address], bytes | None]
 
@@ -30,7 +30,7 @@ class UdpSocket:
         self._handle = handle
         self._on_error = on_error
         self._is_busy = False
-        self._drain_batch: Callable[[Answer], tuple[int, int]] | None = None
+        self._drain_batch: Callable[[Answer, int], tuple[int, int]] | None = None
         self._may_batch = sys.platform == "linux"
         handle.setblocking(False)
 
@@ -50,7 +50,10 @@ class UdpSocket:
         if self._is_busy and self._drain_batch is None and self._may_batch:
             self._prepare_batches()
         if self._is_busy and self._drain_batch is not None:
-            read, answered = self._drain_batch(answer)
+            read, answered = self._drain_batch(answer, BATCH)
+            if MANY <= read < BATCH:  # what came meanwhile needs no wake-up of its own
+                more, also_answered = self._drain_batch(answer, BATCH - read)
+                read, answered = read + more, answered + also_answered
         else:
             read, answered = self._drain_singly(answer)
         self._is_busy = read >= MANY

@@ -108,9 +108,9 @@ SPLIT_FIND: dict[int, Callable[[bytes], tuple[bytes, ...]]] = {
 # -- results that we send --------------------------------------------------------------------------------------------
 
 
-def response(message_id: bytes, *result: bytes) -> bytes:
-    """The datagram of a response; the result may be in parts."""
-    return b"".join((RESPONSE, message_id, *result))
+def response(message_id: bytes, result: bytes) -> bytes:
+    """The datagram of a response."""
+    return RESPONSE + message_id + result
 
 
 def id_result(node_id: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """One node as a process that only answers: `python -m tests.bench.answerer ours|stock|bare`. `requests` loads it.
 
 First it is told whom it knows and what it holds; then it answers datagrams until its input ends. `bare` is no node: it
-reads a datagram and sends one of a given size, and so shows what the system's calls alone cost in Python.
+reads batches of datagrams and sends as many of a given size, and so shows what the system's calls alone cost in Python.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from kademlia.network import Server
 from kademlia.node import Node
 
 from plasm_dht import PlasmServer
+from plasm_dht.dht.ids import Address
+from plasm_dht.dht.mmsg import Batches
 from plasm_dht.dht.udp import BATCH
 from plasm_dht.dht.wire import MAX_READ
 from tests.bench.children import serve
@@ -57,23 +59,18 @@ async def bare() -> None:
     """Answer whatever comes with as many bytes as were asked for last."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind((HOST, 0))
-    sock.setblocking(False)
     content = b""
 
-    def drain() -> None:
-        try:
-            for _ in range(BATCH):
-                data, address = sock.recvfrom(MAX_READ + 1)
-                sock.sendto(b"\x01" + data[1:21] + content, address)
-        except BlockingIOError:
-            pass
+    def answer(data: bytes, _: Address) -> bytes:
+        return b"\x01" + data[1:21] + content
 
     async def handle(question: dict[str, Any]) -> Any:
         nonlocal content
         content = bytes(question["size"] - 21)
         return {}
 
-    asyncio.get_running_loop().add_reader(sock.fileno(), drain)
+    batches = Batches(sock, BATCH, MAX_READ + 1, lambda error: None)
+    asyncio.get_running_loop().add_reader(sock.fileno(), batches.drain, answer, BATCH)
     await serve(handle, {"port": sock.getsockname()[1]})
     asyncio.get_running_loop().remove_reader(sock.fileno())
     sock.close()

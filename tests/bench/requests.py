@@ -25,7 +25,7 @@ from tests.bench import opendht
 from tests.bench.answerer import HOST, NODE_ID
 from tests.bench.children import BenchError, Child
 from tests.bench.load import Burst, Lane, message_id, run
-from tests.bench.report import NOT_INSTALLED, Result, Row, Scale, Spread, ratios, spread
+from tests.bench.report import NOT_INSTALLED, Result, Row, Scale, Spread, number, ratios, spread
 
 K = 20
 NODES = 400  # of the network whose nodes the table has; nearly all find a place in it
@@ -87,8 +87,8 @@ def world(scale: Scale) -> World:
     contacts = [(node_id, f"127.1.{index >> 8}.{index & 255}", 8468) for index, node_id in enumerate(ids)]
     identity, now = Identity.generate(), int(time.time() * 1000)
     held = []
-    for number in range(HELD):
-        name = f"bench/{number:04d}"
+    for index in range(HELD):
+        name = f"bench/{index:04d}"
         filler = bytes(VALUE_BYTES - 146)
         record = sign(identity, name, filler, seq=now, issued_at=now, expires_at=now + 86_400_000)
         held.append((shared_key(name), record.envelope))
@@ -105,10 +105,10 @@ class Subject:
         address = (HOST, self.child.hello["port"])
         source = random.Random(kind)
         self.sockets, self.peers = [], []
-        for number in range(LANES):
+        for lane in range(LANES):
             sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-            sock.bind((f"127.0.0.{number + 2}", 0))
+            sock.bind((f"127.0.0.{lane + 2}", 0))
             sock.connect(address)
             self.sockets.append(sock)
         # Neighbours ask: whoever is in the table already causes neither pings nor hand-off. Each takes the place of a
@@ -283,6 +283,6 @@ def limit(rpc: str, ours: list[dict[str, float]], bares: list[dict[str, float]])
         spread(each["cpu"] for each in ours),
         ratio=share,
         better="more",
-        note=f"The ratio is not to stock, but to a loop around recvfrom and sendto that does nothing else and replies "
-        f"with as many bytes: it reaches {reached}.",
+        note="The ratio is not to stock, but to a loop around recvmmsg and sendmmsg that does nothing else and replies "
+        f"with as many bytes: it reaches {number(reached.median)} ({number(reached.low)} to {number(reached.high)}).",
     )

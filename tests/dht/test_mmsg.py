@@ -34,6 +34,9 @@ class Setting:
         made.settimeout(5)
         return made
 
+    def drain(self, answer: mmsg.Answer) -> tuple[int, int]:
+        return self.batches.drain(answer, 1000)
+
     def ask(self, *datagrams: bytes) -> list[socket.socket]:
         """Send each from a socket of its own."""
         asking = [self.bound() for _ in datagrams]
@@ -62,7 +65,7 @@ def test_everybody_gets_the_answer_to_its_own_datagram(here: Setting) -> None:
     for _ in range(3):  # from other addresses each time
         senders.clear()
         asking = here.ask(*sent)
-        assert here.batches.drain(answer) == (SIZE, SIZE)
+        assert here.drain(answer) == (SIZE, SIZE)
         assert senders == [sock.getsockname()[:2] for sock in asking]
         assert [sock.recv(4096) for sock in asking] == [datagram[::-1] * 100 for datagram in sent]
     assert here.errors == []
@@ -70,7 +73,7 @@ def test_everybody_gets_the_answer_to_its_own_datagram(here: Setting) -> None:
 
 def test_who_is_not_answered_moves_no_answer_to_another(here: Setting) -> None:
     asking = here.ask(*(bytes([number]) for number in range(10)))
-    assert here.batches.drain(lambda datagram, _: datagram * 2 if datagram[0] % 3 == 1 else None) == (10, 3)
+    assert here.drain(lambda datagram, _: datagram * 2 if datagram[0] % 3 == 1 else None) == (10, 3)
     for number in (1, 4, 7):
         assert asking[number].recv(100) == bytes([number]) * 2
     for number in (0, 2, 3, 5, 6, 8, 9):
@@ -81,13 +84,18 @@ def test_who_is_not_answered_moves_no_answer_to_another(here: Setting) -> None:
 
 def test_what_is_beyond_a_batch_waits_for_the_next(here: Setting) -> None:
     here.ask(*[b"x"] * (SIZE + 3))
-    assert [here.batches.drain(lambda *_: None)[0] for _ in range(3)] == [SIZE, 3, 0]
+    assert [here.drain(lambda *_: None)[0] for _ in range(3)] == [SIZE, 3, 0]
     assert here.errors == []
+
+
+def test_no_more_is_read_than_asked_for(here: Setting) -> None:
+    here.ask(*[b"x"] * 5)
+    assert [here.batches.drain(lambda *_: b"y", 3) for _ in range(2)] == [(3, 3), (2, 2)]
 
 
 def test_an_answer_that_cannot_be_sent_is_reported_and_the_others_arrive(here: Setting) -> None:
     asking = here.ask(b"a", b"b", b"c", b"d")
-    assert here.batches.drain(lambda datagram, _: bytes(70_000) if datagram in b"ac" else datagram) == (4, 4)
+    assert here.drain(lambda datagram, _: bytes(70_000) if datagram in b"ac" else datagram) == (4, 4)
     assert [error.errno for error in here.errors] == [90, 90]  # EMSGSIZE
     assert (asking[1].recv(100), asking[3].recv(100)) == (b"b", b"d")
 
@@ -96,7 +104,7 @@ def test_a_datagram_arrives_whole_or_as_long_as_it_may_be(here: Setting) -> None
     read: list[bytes] = []
     for size in (0, 1, LONGEST - 1, LONGEST, LONGEST + 1, 60_000, 5):
         here.ask(bytes(size))
-    here.batches.drain(lambda datagram, _: read.append(datagram))
+    here.drain(lambda datagram, _: read.append(datagram))
     assert [len(datagram) for datagram in read] == [0, 1, LONGEST - 1, LONGEST, LONGEST, LONGEST, 5]
 
 
@@ -107,8 +115,8 @@ def test_a_socket_that_is_closed_meanwhile_is_neither_read_nor_written(here: Set
         here.here.close()
         return datagram
 
-    assert here.batches.drain(answer) == (2, 2)
-    assert here.batches.drain(answer) == (0, 0)
+    assert here.drain(answer) == (2, 2)
+    assert here.drain(answer) == (0, 0)
     assert [error.errno for error in here.errors] == [9, 9, 9]  # EBADF
 
 
@@ -116,7 +124,7 @@ def test_endless_senders_are_not_all_remembered(here: Setting, monkeypatch: pyte
     monkeypatch.setattr(mmsg, "MAX_SENDERS", 5)
     for _ in range(3):
         asking = here.ask(*[b"x"] * 4)
-        here.batches.drain(lambda *_: b"y")
+        here.drain(lambda *_: b"y")
         assert [sock.recv(10) for sock in asking] == [b"y"] * 4
         assert len(here.batches._senders) <= 5
 
