@@ -42,7 +42,7 @@ def check(router: PlasmRoutingTable) -> None:
     assert sorted(router._live_ids + router._stale_ids) == sorted(each.long_id for each in router)
     assert router._live_ids == sorted(router._live_ids)
     assert router._stale_ids == sorted(each.long_id for each in router if each.is_stale)
-    assert len({each.address for each in router}) == len(router) == len(router._by_address)
+    assert len({each.address for each in router}) == len(router) == len(router.by_address)
     assert router.live_count == len(router.live())
     edges = [(0, -1), *(bucket.range for bucket in router.buckets)]
     assert all(upper[0] == lower[1] + 1 for lower, upper in itertools.pairwise(edges))
