@@ -161,6 +161,33 @@ async def test_the_short_way_of_a_request_answers_and_drops_exactly_what_the_lon
         assert sum(said is not None for said in outcomes[0][0]) > 1000
 
 
+@pytest.mark.parametrize(("name", "arguments"), [("ping", []), ("find_node", [KEY]), ("find_value", [KEY])])
+async def test_every_kind_of_request_counts_against_the_rate(name: str, arguments: list[Any]) -> None:
+    async with server(rate_limit=1) as node, raw_node() as raw:  # two at once, then one a second
+        for _ in range(50):
+            raw.send(node.address, name, ZERO, *arguments)
+        await until(lambda: node.protocol.stats.received == 50)
+        assert node.protocol.dropped["rate_limit"] >= 45
+        await until(lambda: len(raw.datagrams) + node.protocol.dropped["rate_limit"] == 50)
+
+
+def test_one_wake_up_reads_no_more_than_a_batch_however_much_arrives_meanwhile() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        here.bind((HERE, 0))
+        sender.connect(here.getsockname())
+        endpoint = udp.UdpSocket(here, lambda _: None)
+        for _ in range(udp.MANY):
+            sender.send(b"x")
+        endpoint.drain(lambda *_: None)  # from now on in batches
+        for _ in range(udp.BATCH - 10):
+            sender.send(b"x")
+        read = [endpoint.drain(lambda *_: sender.send(b"x") and None)[0] for _ in range(3)]
+        assert read == [udp.BATCH] * 3 if sys.platform == "linux" else max(read) <= udp.BATCH
+
+
 async def test_what_is_stored_shows_to_who_asks_in_the_same_batch() -> None:
     async with server(rate_limit=None) as node, raw_node() as raw:
         node.protocol._verified.add(raw.address, node.clock.monotonic())
