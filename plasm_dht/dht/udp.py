@@ -1,4 +1,4 @@
-"""The UDP socket beneath asyncio's transport: read in a loop, written without a detour.
+"""The UDP socket beneath asyncio's transport: read in a loop, written without a detour, to whom its family reaches.
 
 asyncio wakes up once a datagram; a node that answers a hundred thousand a second reads all that has arrived in one go.
 Where the transport has no real socket (the virtual network) asyncio's path serves.
@@ -14,15 +14,26 @@ from plasm_dht.dht.wire import MAX_READ
 
 # Datagrams that are read before the loop turns: timers and our own tasks wait no longer than these take.
 BATCH = 64
+# How an IPv6 socket writes an IPv4 address (RFC 4291, 2.5.5.2).
+MAPPED = "::ffff:"
 
 
 class UdpSocket:
-    """A second handle of the transport's socket. Neither reading nor writing ever waits or raises."""
+    """A second handle of the transport's socket. Neither reading nor writing ever waits or raises.
+
+    One of IPv6 that is bound to `::` reaches IPv4 too; nobody above it sees the mapped form of such an address.
+    """
 
     def __init__(self, handle: socket.socket, on_error: Callable[[OSError], None]) -> None:
         self._handle = handle
         self._on_error = on_error
+        self._is_ipv6 = handle.family == socket.AF_INET6
+        self._is_dual = self._is_ipv6 and handle.getsockname()[0] == "::"
         handle.setblocking(False)
+
+    def reaches(self, ip: str) -> bool:
+        """Whether what is sent to this IP address can leave."""
+        return self._is_dual or self._is_ipv6 == (":" in ip)
 
     @classmethod
     def beneath(cls, transport: asyncio.BaseTransport, on_error: Callable[[OSError], None]) -> "UdpSocket | None":
@@ -48,6 +59,8 @@ class UdpSocket:
 
     def send(self, datagram: bytes, address: tuple[Any, ...]) -> None:
         """Send, or drop where the system has no room: datagrams may be lost, and memory must not grow."""
+        if self._is_dual and ":" not in address[0]:
+            address = (MAPPED + address[0], address[1])
         try:
             self._handle.sendto(datagram, address)
         except OSError as error:
@@ -56,3 +69,8 @@ class UdpSocket:
     def close(self) -> None:
         """Close this handle; the transport's own stays open."""
         self._handle.close()
+
+
+def plain(ip: str) -> str:
+    """The IP address as it is written everywhere else: an IPv4 one without what an IPv6 socket puts before it."""
+    return ip.removeprefix(MAPPED) if "." in ip else ip
