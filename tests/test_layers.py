@@ -62,6 +62,8 @@ LAYERS: dict[str, float] = {
     "plasm_dht.provider.ipxe": 3,  # scripts for iPXE
     "plasm_dht.provider.journal": 2,  # what happened lately
     "plasm_dht.provider.observed": 6.5,  # a node that tells a journal
+    "plasm_dht.text": 0,  # text from elsewhere
+    "plasm_dht.provider.facts": 3,  # what is said of a record that was found
     "plasm_dht.provider.site": 3.5,  # what is served at this moment
     "plasm_dht.provider.front": 6.8,  # the HTTP server in front of a node
     "plasm_dht.provider.channels": 4,  # follows each CHANNEL/ARCH

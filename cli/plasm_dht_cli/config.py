@@ -9,7 +9,7 @@ import typer
 from plasm_dht_cli import logs, options
 from plasm_dht_cli.options import option
 from plasm_dht_cli.output import emit, printable
-from plasm_dht_cli.serve import Artifacts, BaseUrl, HttpHost, HttpPort, Name, NoHttp, NoWithdraw
+from plasm_dht_cli.serve import Artifacts, BaseUrl, HttpPort, Name, NoHttp, NoWithdraw
 
 if TYPE_CHECKING:
     from plasm_dht.config import Loaded
@@ -54,7 +54,7 @@ def show(
     artifacts: Artifacts = None,
     host: options.Host = None,
     port: options.Port = None,
-    http_host: HttpHost = None,
+    http_host: options.HttpHost = None,
     http_port: HttpPort = None,
     trust: options.Trust = None,
     bootstrap: options.Bootstrap = None,
@@ -105,7 +105,7 @@ def _file(loaded: "Loaded", others: dict[str, tuple[str, str]]) -> Iterator[str]
 
 
 def _setting(name: str, key: str, value: object, loaded: "Loaded") -> str:
-    from plasm_dht.config import printable, toml
+    from plasm_dht.config import toml
 
     source = printable(loaded.sources.get(key, "default"))
     if key == "provider.dht.refresh_interval" and value is None:

@@ -10,11 +10,7 @@ from plasm_dht_cli.options import option
 from plasm_dht_cli.output import complain, emit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from plasm_dht.config import Settings
-    from plasm_dht.provider.manifest import Pointer
-    from plasm_dht.record import Record
 
 EXAMPLE = """\b
 Examples:
@@ -82,7 +78,14 @@ async def _get(
         now = server.now()
     trusted = settings.trust.publishers
     for record, pointer in found if every else found[:1]:
-        emit(_as_json(target, record, pointer, now, trusted) if as_json else pointer.url)
+        if as_json:
+            import json
+
+            from plasm_dht.provider.facts import facts
+
+            emit(json.dumps(facts(target, record, pointer, now=now, trusted=trusted)))
+        else:
+            emit(pointer.url)
     if found:
         return exits.DONE
     if answered:
@@ -91,22 +94,3 @@ async def _get(
         return exits.NOT_FOUND
     complain(asking.nobody_answered(settings))
     return exits.NO_NODE
-
-
-def _as_json(target: str, record: "Record", pointer: "Pointer", now: int, trusted: "Sequence[str]") -> str:
-    import json
-
-    found = {
-        "key": target,
-        "url": pointer.url,
-        "version": pointer.version,
-        "publisher": record.publisher,
-        "provider_name": pointer.provider_name,
-        "seq": record.seq,
-        "issued_at": record.issued_at,
-        "expires_at": record.expires_at,
-        "ttl_remaining": max(0, record.expires_at - now) / 1000,
-        "manifest_sha256": pointer.manifest_sha256.hex(),
-        "trusted": record.publisher in trusted,
-    }
-    return json.dumps(found)
