@@ -14,12 +14,19 @@ from plasm_dht_cli.serve import Artifacts, BaseUrl, HttpPort, Name, NoHttp, NoWi
 if TYPE_CHECKING:
     from plasm_dht.config import Loaded
 
-_commands = typer.Typer(help="The settings: file, environment and flags taken together.", rich_markup_mode=None)
+_commands = typer.Typer(
+    help="The settings: file, environment and flags taken together.",
+    epilog="""\b
+Example:
+  plasm-dht config show --config /etc/plasm-dht/plasm.toml
+""",
+    rich_markup_mode=None,
+)
 
 EXAMPLE = """\b
 Examples:
   plasm-dht config show
-  plasm-dht config show --config /etc/plasm/plasm.toml --record-ttl 600
+  plasm-dht config show --config /etc/plasm-dht/plasm.toml --record-ttl 600
   plasm-dht config show > plasm.toml
 Exit codes: 0 the settings are good; 2 the usage, the file, a variable or a
 flag is wrong.

@@ -50,7 +50,8 @@ Output = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Make it a command of the application."""
-    app.command("fetch", short_help="Download and verify the files of CHANNEL/ARCH.", epilog=EXAMPLE)(fetch)
+    short_help = "Download and verify the files of CHANNEL/ARCH."
+    app.command("fetch", cls=options.Command, short_help=short_help, epilog=EXAMPLE)(fetch)
 
 
 def fetch(

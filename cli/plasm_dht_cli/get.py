@@ -29,7 +29,8 @@ All = Annotated[bool, option("--all", help="Print every publisher's live record,
 
 def add_to(app: typer.Typer) -> None:
     """Make it a command of the application."""
-    app.command("get", short_help="Print the URL of the newest manifest of CHANNEL/ARCH.", epilog=EXAMPLE)(get)
+    short_help = "Print the URL of the newest manifest of CHANNEL/ARCH."
+    app.command("get", cls=options.Command, short_help=short_help, epilog=EXAMPLE)(get)
 
 
 def get(

@@ -34,6 +34,10 @@ _log = logging.getLogger(__name__)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The DHT name: 1 to 255 bytes of UTF-8, as in /site/leader.")]
 Text = Annotated[str, typer.Argument(metavar="VALUE", help="The value: text; after -- it may start with a dash.")]
+Host = Annotated[
+    str | None,
+    option("--host", metavar="ADDRESS", help="Address that the DHT node binds. Default: all of them, IPv4 and IPv6."),
+]
 Port = Annotated[
     str | None,
     option("--port", metavar="PORT", help="UDP port of the DHT node. Default: 0, which picks a free one."),
@@ -51,9 +55,8 @@ NoWithdraw = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Make it a command of the application."""
-    app.command("publish", short_help="Publish VALUE under NAME and keep it alive, until stopped.", epilog=EXAMPLE)(
-        publish
-    )
+    short_help = "Publish VALUE under NAME and keep it alive, until stopped."
+    app.command("publish", cls=options.Command, short_help=short_help, epilog=EXAMPLE)(publish)
 
 
 def publish(
@@ -62,7 +65,7 @@ def publish(
     value: Text,
     once: Once = False,
     as_json: Json = False,
-    host: options.Host = None,
+    host: Host = None,
     port: Port = None,
     bootstrap: options.Bootstrap = None,
     record_ttl: options.RecordTtl = None,

@@ -41,7 +41,7 @@ Json = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Make it a command of the application."""
     short_help = "Print a line each time the record of CHANNEL/ARCH changes."
-    app.command("watch", short_help=short_help, epilog=EXAMPLE)(watch)
+    app.command("watch", cls=options.Command, short_help=short_help, epilog=EXAMPLE)(watch)
 
 
 def watch(
