@@ -246,7 +246,9 @@ class PlasmServer(RefusingServer):
         return publication.stored > 0 or self.storage.holding(*accepted) is not None
 
     async def withdraw(self, name: str) -> Publication | None:
-        """Take back what this identity has published under the name; `None` when nothing of it is alive."""
+        """Take back what this identity has published under the name; `None` when nothing of it is alive, as far as this
+        node and those that answer know: what an earlier run published, and nobody told of, is not looked for later.
+        """
         check_name(name)
         publisher = self._publishing()
         if self._refresher is not None:
