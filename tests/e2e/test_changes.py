@@ -148,7 +148,7 @@ async def test_what_vanishes_is_withdrawn_and_what_only_blinks_is_not(world: Wor
 
     def blink() -> None:
         shutil.rmtree(artifacts / "blinks")
-        time.sleep(0.2)
+        time.sleep(0.7)  # longer than the watcher waits for quiet: it has been looked at meanwhile
         put(artifacts, "blinks/arm64", vmlinuz="a kernel", VERSION="1")
 
     changed = time.time()
