@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plasm_dht.errors import ConfigError, ListenError, VerificationError
+from plasm_dht.errors import ConfigError, VerificationError
 from plasm_dht_cli import options
 from plasm_dht_cli.options import option
 
@@ -63,11 +63,15 @@ def nobody_answered(settings: "Settings") -> str:
 
 
 async def listen(server: "PlasmServer", port: int = 0) -> None:
-    """Bind a client's port on both families, or on IPv4 alone where there is no IPv6. Raises `ListenError`."""
+    """Bind a port of a client for both families, or for IPv4 where one socket does not serve both; `ListenError`."""
+    import socket
+
     try:
-        await server.listen(port, "::")
-    except ListenError:
-        await server.listen(port)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            serves_both = not probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    except OSError:  # there is no IPv6
+        serves_both = False
+    await server.listen(port, "::" if serves_both else "0.0.0.0")  # noqa: S104  # a client's: nobody is told of it
 
 
 async def search(

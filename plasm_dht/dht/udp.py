@@ -28,7 +28,7 @@ class UdpSocket:
         self._handle = handle
         self._on_error = on_error
         self._is_ipv6 = handle.family == socket.AF_INET6
-        self._is_dual = self._is_ipv6 and handle.getsockname()[0] == "::"
+        self._is_dual = self._is_ipv6 and handle.getsockname()[0] == "::" and not _takes_ipv6_alone(handle)
         handle.setblocking(False)
 
     def reaches(self, ip: str) -> bool:
@@ -69,6 +69,10 @@ class UdpSocket:
     def close(self) -> None:
         """Close this handle; the transport's own stays open."""
         self._handle.close()
+
+
+def _takes_ipv6_alone(handle: socket.socket) -> bool:
+    return bool(handle.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))  # the system's default is either
 
 
 def plain(ip: str) -> str:
