@@ -185,7 +185,7 @@ class Membership:
 
     async def _resolve(self, host: str, port: int) -> list[Address]:
         if ids.is_reachable(host):  # an IP address goes to no resolver
-            return [(host, port)]
+            return [(plain(host), port)]
         own = self._own_ip()
         family = socket.AF_UNSPEC if own == "::" else socket.AF_INET6 if ":" in own else socket.AF_INET
         try:

@@ -48,8 +48,14 @@ async def test_over_both_families_everybody_finds_everybodys_records(world: Worl
             f'"url": "http://{new.http}/{TARGET}/manifest.json"'
             in (await read(f"http://{provider.http}/dht/{TARGET}")).decode()
         )
-    mixed = await world.run("get", TARGET, "--bootstrap", "127.0.0.1:9", "--bootstrap", over_ipv6)
-    assert mixed.code == 0, mixed.stderr
+    mapped = f"[::ffff:127.0.0.1]:{port(dual.dht)}"
+    mixed, fetched, by_mapped = await asyncio.gather(
+        world.run("get", TARGET, "--bootstrap", "127.0.0.1:9", "--bootstrap", over_ipv6),
+        world.run("fetch", TARGET, "-o", "got", "--trust", new.publisher, "--bootstrap", over_ipv4),
+        world.get(mapped),
+    )
+    assert (mixed.code, fetched.code, by_mapped.code) == (0, 0, 0), (mixed, fetched, by_mapped)
+    assert (world.folder / "got/vmlinuz").read_text() == "a kernel"
 
 
 async def test_an_http_server_on_every_address_answers_over_both_families(world: World, artifacts: Path) -> None:
