@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from plasm_dht.errors import ConfigError
+from plasm_dht.text import printable
 from plasm_dht.values import CHECKS, DEFAULT_PORT, MAX_NAME, Given
 from plasm_dht.values import Address as Address
 from plasm_dht.values import format_address as format_address
 from plasm_dht.values import parse_address as parse_address
 from plasm_dht.values import parse_seconds as parse_seconds
-from plasm_dht.values import printable as printable
 from plasm_dht.values import toml as toml
 
 DEFAULT_BOOTSTRAP = (("127.0.0.1", DEFAULT_PORT),)

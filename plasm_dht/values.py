@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from plasm_dht.errors import ConfigError, IdentityError
 from plasm_dht.identity import parse_publisher_id
+from plasm_dht.text import printable
 
 DEFAULT_PORT = 8468
 # What a holder accepts at most (max_ttl): 7 days.
@@ -262,8 +263,3 @@ def _escaped(char: str) -> str:
     if char in '"\\':
         return "\\" + char
     return char if char.isprintable() else f"\\U{ord(char):08X}"
-
-
-def printable(text: str) -> str:
-    r"""The text on one line: what would move the cursor or end the line is shown escaped, as in `\n`."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -62,6 +62,13 @@ LAYERS: dict[str, float] = {
     "plasm_dht.provider.ipxe": 3,  # scripts for iPXE
     "plasm_dht.provider.journal": 2,  # what happened lately
     "plasm_dht.provider.observed": 6.5,  # a node that tells a journal
+    "plasm_dht.text": 0,  # text from elsewhere
+    "plasm_dht.provider.facts": 3,  # what is said of a record that was found
+    "plasm_dht.provider.site": 3.5,  # what is served at this moment
+    "plasm_dht.provider.front": 6.8,  # the HTTP server in front of a node
+    "plasm_dht.provider.channels": 4,  # follows each CHANNEL/ARCH
+    "plasm_dht.provider.address": 6.5,  # where clients find what is served
+    "plasm_dht.provider.reload": 6.9,  # settings that are read again
     "plasm_dht.provider.door": 3.5,  # who may connect to the HTTP server
     "plasm_dht.provider.folder": 3,  # the folder that a download goes to
     "plasm_dht.dht.answers": 3.5,  # what is said to find_node and find_value

@@ -13,7 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from plasm_dht.provider.metrics import Exposition
-from plasm_dht.provider.web import Traffic
+from plasm_dht.provider.site import Traffic
 from tests.dht.support import IDENTITIES, server
 
 DOCS = Path(__file__).parents[1] / "docs"

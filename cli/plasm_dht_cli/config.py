@@ -9,17 +9,24 @@ import typer
 from plasm_dht_cli import logs, options
 from plasm_dht_cli.options import option
 from plasm_dht_cli.output import emit, printable
-from plasm_dht_cli.serve import Artifacts, BaseUrl, HttpHost, HttpPort, Name, NoHttp, NoWithdraw
+from plasm_dht_cli.serve import Artifacts, BaseUrl, HttpPort, Name, NoHttp, NoWithdraw
 
 if TYPE_CHECKING:
     from plasm_dht.config import Loaded
 
-_commands = typer.Typer(help="The settings: file, environment and flags taken together.", rich_markup_mode=None)
+_commands = typer.Typer(
+    help="The settings: file, environment and flags taken together.",
+    epilog="""\b
+Example:
+  plasm-dht config show --config /etc/plasm-dht/plasm.toml
+""",
+    rich_markup_mode=None,
+)
 
 EXAMPLE = """\b
 Examples:
   plasm-dht config show
-  plasm-dht config show --config /etc/plasm/plasm.toml --record-ttl 600
+  plasm-dht config show --config /etc/plasm-dht/plasm.toml --record-ttl 600
   plasm-dht config show > plasm.toml
 Exit codes: 0 the settings are good; 2 the usage, the file, a variable or a
 flag is wrong.
@@ -54,7 +61,7 @@ def show(
     artifacts: Artifacts = None,
     host: options.Host = None,
     port: options.Port = None,
-    http_host: HttpHost = None,
+    http_host: options.HttpHost = None,
     http_port: HttpPort = None,
     trust: options.Trust = None,
     bootstrap: options.Bootstrap = None,
@@ -105,7 +112,7 @@ def _file(loaded: "Loaded", others: dict[str, tuple[str, str]]) -> Iterator[str]
 
 
 def _setting(name: str, key: str, value: object, loaded: "Loaded") -> str:
-    from plasm_dht.config import printable, toml
+    from plasm_dht.config import toml
 
     source = printable(loaded.sources.get(key, "default"))
     if key == "provider.dht.refresh_interval" and value is None:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plasm_dht.errors import ConfigError
-from plasm_dht_cli import exits, logs, options
-from plasm_dht_cli.get import Target, Timeout, Wait, _interface, _search
+from plasm_dht_cli import asking, exits, logs, options
 from plasm_dht_cli.options import option
 from plasm_dht_cli.output import complain, emit, printable
 
@@ -51,16 +50,17 @@ Output = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Make it a command of the application."""
-    app.command("fetch", short_help="Download and verify the files of CHANNEL/ARCH.", epilog=EXAMPLE)(fetch)
+    short_help = "Download and verify the files of CHANNEL/ARCH."
+    app.command("fetch", cls=options.Command, short_help=short_help, epilog=EXAMPLE)(fetch)
 
 
 def fetch(
     ctx: typer.Context,
-    target: Target,
+    target: asking.Target,
     output: Output = None,
     trust: options.Trust = None,
-    wait: Wait = None,
-    timeout: Timeout = None,
+    wait: asking.Wait = None,
+    timeout: asking.Timeout = None,
     bootstrap: options.Bootstrap = None,
     config: options.Config = None,
     log_format: options.LogFormat = None,
@@ -79,22 +79,18 @@ def fetch(
     if not verbose and not quiet and not bars:
         _log.setLevel(logging.INFO)  # a line a file, without the DHT's own
 
-    from plasm_dht.config import parse_seconds
     from plasm_dht.provider.manifest import check_target
 
     check_target(target)
-    for_attempt = parse_seconds(timeout or "10", source=options.source_of(ctx, "timeout"), least=0.1)
-    for_all = parse_seconds(wait or "0", source=options.source_of(ctx, "wait"))
+    for_attempt, for_all = asking.times_of(ctx, timeout, wait)
     if not output:
         raise ConfigError("there is no folder to download into: name it with -o DIR or PLASM_DHT_OUTPUT")
-    settings = options.settings(ctx)
-    if not settings.dht.bootstrap:
-        raise ConfigError("there is no DHT node to ask: name one with --bootstrap HOST:PORT")
+    settings = asking.settings_of(ctx)
 
-    import asyncio
+    from plasm_dht_cli import loop
 
     with _bars() if bars else contextlib.nullcontext(_line) as report:
-        code, text = asyncio.run(_fetch(target, output, settings, report, for_attempt=for_attempt, for_all=for_all))
+        code, text = loop.run(_fetch(target, output, settings, report, for_attempt=for_attempt, for_all=for_all))
     if code == exits.DONE:
         emit(text)
     else:
@@ -107,7 +103,6 @@ async def _fetch(
 ) -> tuple[int, str]:
     """The exit code, and the path of the manifest or what went wrong."""
     from plasm_dht import PlasmServer
-    from plasm_dht.config import format_address
     from plasm_dht.provider import fetch as client
     from plasm_dht.provider.manifest import record_name
 
@@ -121,20 +116,19 @@ async def _fetch(
                 return await server.get_records(
                     record_name(target), trust=settings.trust.publishers or None, timeout=for_attempt
                 )
-            found, answered = await _search(
+            found, answered = await asking.search(
                 server, target, settings, for_attempt=for_attempt, for_all=for_all, every=False
             )
             joined = True
             return [record for record, _ in found]
 
-        await server.listen(0, _interface(settings))
+        await asking.listen(server)
         try:
             fetched = await client.fetch(target, output, find=find, now=server.now, progress=report)
         except client.UnavailableError as error:
             if answered:
                 return exits.NOT_FOUND, str(error)
-            asked = ", ".join(format_address(address) for address in settings.dht.bootstrap)
-            return exits.NO_NODE, f"no DHT node answered at {asked}: name one that runs with --bootstrap HOST:PORT"
+            return exits.NO_NODE, asking.nobody_answered(settings)
     manifest, publisher = fetched.manifest, fetched.record.publisher
     _log.info("%s: version %s of %s, %d files", target, manifest.version, publisher, len(manifest.artifacts))
     return exits.DONE, str(fetched.path)

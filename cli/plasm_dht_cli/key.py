@@ -10,6 +10,10 @@ from plasm_dht_cli.output import emit
 
 _commands = typer.Typer(
     help="The identity: the Ed25519 key pair that signs records, and the publisher id that readers trust.",
+    epilog="""\b
+Example:
+  plasm-dht key new && plasm-dht key show
+""",
     rich_markup_mode=None,
 )
 

@@ -1,6 +1,5 @@
 """`plasm-dht node`: a DHT node without artifacts."""
 
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +9,9 @@ from plasm_dht_cli import logs, options
 
 if TYPE_CHECKING:
     from plasm_dht import PlasmServer
-    from plasm_dht.config import Address, Change, Settings
-    from plasm_dht.provider.gateway import Gateway
-    from plasm_dht.provider.journal import Journal
-    from plasm_dht.provider.observed import ObservedServer
-    from plasm_dht.provider.web import Runner
+    from plasm_dht.config import Change, Settings
+    from plasm_dht.provider.front import Front
+    from plasm_dht.provider.site import Site
 
 EXAMPLE = """\b
 Examples:
@@ -68,43 +65,45 @@ def node(
 
     control = running.Control(lambda: options.settings(ctx))
 
-    async def join(server: PlasmServer, http: str, gateway: "Gateway | None" = None) -> None:
+    async def run(server: PlasmServer, front: "Front | None" = None) -> None:
         await server.bootstrap(settings.dht.bootstrap)
-        follower = _Follower(settings, server, gateway)
+        following = _Following(settings, server, front)
+        http = format_address(front.address) if front is not None else "-"
         line = format_address(server.address), http, key.publisher_id
-        control.ready(line, status=follower.summary, apply=follower.apply)
+        control.ready(line, status=following.summary, apply=following.apply)
         await server.wait_failed()
 
     async def service() -> None:
         async with PlasmServer(identity=key, **life) as server:
             await server.listen(settings.dht.port, settings.dht.host)
-            await join(server, "-")
+            await run(server)
 
     async def service_with_http() -> None:
         from plasm_dht.clock import Clock
+        from plasm_dht.provider.front import Front
         from plasm_dht.provider.journal import Journal
         from plasm_dht.provider.observed import ObservedServer
 
         journal = Journal((clock := Clock()).now)
-        async with (
-            ObservedServer(journal, identity=key, clock=clock, **life) as server,
-            contextlib.AsyncExitStack() as stack,
-        ):
+        async with ObservedServer(journal, identity=key, clock=clock, **life) as server:
             await server.listen(settings.dht.port, settings.dht.host)
-            runner, address, gateway = await _serve_http(server, journal, settings)
-            stack.push_async_callback(runner.cleanup)
-            await join(server, format_address(address), gateway)
+            site = _site(server, settings)
+            front = await Front.open(settings, site, server, journal)
+            try:
+                await run(server, front)
+            finally:
+                await front.close()
 
     running.run_until_stopped(service if http_port is None else service_with_http, control)
 
 
-class _Follower:
+class _Following:
     """Takes over changed settings while the node runs."""
 
-    def __init__(self, settings: "Settings", server: "PlasmServer", gateway: "Gateway | None") -> None:
+    def __init__(self, settings: "Settings", server: "PlasmServer", front: "Front | None") -> None:
         self._settings = settings
         self._server = server
-        self._gateway = gateway
+        self._front = front
 
     def summary(self) -> str:
         """How the node is, in a line for people."""
@@ -112,36 +111,24 @@ class _Follower:
 
     async def apply(self, settings: "Settings") -> "Change":
         """As `Provider.apply`."""
-        from plasm_dht.config import change
+        from plasm_dht.provider.reload import take_over
 
-        what = change(self._settings, settings)
-        before, self._settings = self._settings.dht, what.settings
-        now = what.settings.dht
-        if (now.record_ttl, now.refresh_interval) != (before.record_ttl, before.refresh_interval):
-            self._server.set_life(now.record_ttl, now.refresh_interval)
-        if self._gateway is not None:
-            self._gateway.trust = what.settings.trust.publishers
-        if now.bootstrap != before.bootstrap:
-            await self._server.bootstrap(now.bootstrap, replace=True)
+        what = await take_over(self._settings, settings, self._server, self._front)
+        self._settings = what.settings
         return what
 
 
-async def _serve_http(
-    server: "ObservedServer", journal: "Journal", settings: "Settings"
-) -> "tuple[Runner, Address, Gateway]":
-    """The gateway and the page. What serves HTTP is imported only where it is asked for."""
+def _site(server: "PlasmServer", settings: "Settings") -> "Site":
+    """What a node without artifacts tells of itself over HTTP."""
     from plasm_dht.config import format_address
-    from plasm_dht.provider import gateway, page, web
-    from plasm_dht.provider.metrics import Exposition
-
-    bound: list[str] = []
+    from plasm_dht.provider.site import Site
 
     def status() -> dict[str, object]:
         return {
             "name": settings.name,
             "publisher": server.identity.publisher_id if server.identity else None,
             "dht": format_address(server.address),
-            "http": bound[0] if bound else None,
+            "http": format_address(site.address) if site.address else None,
             "neighbours": server.protocol.router.live_count,
             "records_held": server.storage.records,
             "records": [],
@@ -150,13 +137,5 @@ async def _serve_http(
     def health() -> str | None:
         return None if server.protocol.router.live_count else "no neighbour: nobody answers this node"
 
-    site = web.Site(settings.name, status=status, health=health)
-    site.metrics = Exposition(server, site.traffic).render
-    app = web.create_app(site)
-    table = server.protocol.router
-    asked = gateway.Gateway(server, table, settings.trust.publishers)
-    gateway.add_to(app, asked)
-    page.add_to(app, table, journal)
-    runner, port = await web.serve(app, settings.http_host, settings.http_port)
-    bound.append(format_address((settings.http_host, port)))
-    return runner, (settings.http_host, port), asked
+    site = Site(settings.name, status=status, health=health)
+    return site

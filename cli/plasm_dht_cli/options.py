@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from plasm_dht.config import Loaded, Override, Settings
@@ -25,6 +26,14 @@ def option(*names: str, help: str, metavar: str | None = None, **more: Any) -> A
     return typer.Option(
         *names, help=help, metavar=metavar, envvar=variable(flag), show_envvar=True, show_default=False, **more
     )
+
+
+class Command(TyperCommand):
+    """A command whose usage line names its arguments as manuals do: braces would be a choice."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words after the name of the command."""
+        return [piece.removeprefix("{").removesuffix("}") for piece in super().collect_usage_pieces(ctx)]
 
 
 def _yielding_to(other: str) -> Callable[[typer.Context, typer.CallbackParam, int], int]:

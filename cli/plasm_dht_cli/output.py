@@ -2,6 +2,8 @@
 
 import sys
 
+from plasm_dht.text import printable as printable
+
 
 class OutputClosedError(Exception):
     """Whoever read our stdout has gone. Not an `OSError`, which typer would swallow on the way."""
@@ -21,10 +23,3 @@ def complain(text: str) -> None:
         print(f"plasm-dht: error: {printable(text)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         return
-
-
-def printable(text: str) -> str:
-    r"""The text on one line: whatever would move the cursor, end the line or hide is shown escaped, as in `\n`."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plasm_dht_cli import exits, logs, options
+from plasm_dht_cli import asking, exits, logs, options
 from plasm_dht_cli.options import option
 from plasm_dht_cli.output import complain, emit
 
 if TYPE_CHECKING:
     from plasm_dht import Identity, PlasmServer, Publication
     from plasm_dht.config import Settings
+
+    Bound = tuple[str | None, int]  # None: every address of this machine
 
 EXAMPLE = """\b
 Examples:
@@ -32,6 +34,10 @@ _log = logging.getLogger(__name__)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The DHT name: 1 to 255 bytes of UTF-8, as in /site/leader.")]
 Text = Annotated[str, typer.Argument(metavar="VALUE", help="The value: text; after -- it may start with a dash.")]
+Host = Annotated[
+    str | None,
+    option("--host", metavar="ADDRESS", help="Address that the DHT node binds. Default: all of them, IPv4 and IPv6."),
+]
 Port = Annotated[
     str | None,
     option("--port", metavar="PORT", help="UDP port of the DHT node. Default: 0, which picks a free one."),
@@ -49,9 +55,8 @@ NoWithdraw = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Make it a command of the application."""
-    app.command("publish", short_help="Publish VALUE under NAME and keep it alive, until stopped.", epilog=EXAMPLE)(
-        publish
-    )
+    short_help = "Publish VALUE under NAME and keep it alive, until stopped."
+    app.command("publish", cls=options.Command, short_help=short_help, epilog=EXAMPLE)(publish)
 
 
 def publish(
@@ -60,7 +65,7 @@ def publish(
     value: Text,
     once: Once = False,
     as_json: Json = False,
-    host: options.Host = None,
+    host: Host = None,
     port: Port = None,
     bootstrap: options.Bootstrap = None,
     record_ttl: options.RecordTtl = None,
@@ -88,19 +93,20 @@ def publish(
     loaded = options.load_settings(ctx)
     settings = loaded.settings
     # beside a node of this machine: the usual port is that node's
-    at_port = settings.dht.port if "provider.dht.port" in loaded.sources else 0
+    at = settings.dht.port if "provider.dht.port" in loaded.sources else 0
+    bound = settings.dht.host if "provider.dht.host" in loaded.sources else None, at
     key = options.load_identity(identity, state_dir)
     sign(key, name, value, seq=MAX_SEQ, issued_at=MAX_SEQ, expires_at=MAX_SEQ)  # whether it fits, before anything else
 
     if once:
-        import asyncio
+        from plasm_dht_cli import loop
 
-        raise typer.Exit(asyncio.run(_once(name, value, key, settings, at_port, as_json=as_json)))
+        raise typer.Exit(loop.run(_once(name, value, key, settings, bound, as_json=as_json)))
 
     from plasm_dht_cli import running
 
     async def service() -> None:
-        async with _node(key, settings, at_port, withdraw=not no_withdraw) as server:
+        async with _node(key, settings, bound, withdraw=not no_withdraw) as server:
             await server.bootstrap(settings.dht.bootstrap)
             publication = await server.publish(name, value)
             if not publication.stored:
@@ -111,15 +117,12 @@ def publish(
     running.run_until_stopped(service)
 
 
-async def _once(name: str, value: str, key: "Identity", settings: "Settings", port: int, *, as_json: bool) -> int:
-    from plasm_dht.config import format_address
-
-    async with _node(key, settings, port, withdraw=False) as server:
+async def _once(name: str, value: str, key: "Identity", settings: "Settings", bound: "Bound", *, as_json: bool) -> int:
+    async with _node(key, settings, bound, withdraw=False) as server:
         neighbours = await server.bootstrap(settings.dht.bootstrap)
         publication = await server.publish(name, value) if neighbours else None
     if publication is None:
-        asked = ", ".join(format_address(address) for address in settings.dht.bootstrap) or "no address"
-        complain(f"no DHT node answered at {asked}: name one that runs with --bootstrap HOST:PORT")
+        complain(asking.nobody_answered(settings))
         return exits.NO_NODE
     if publication.stored:
         emit(_shown(publication, key.publisher_id, as_json=as_json))
@@ -133,14 +136,17 @@ async def _once(name: str, value: str, key: "Identity", settings: "Settings", po
 
 
 @contextlib.asynccontextmanager
-async def _node(key: "Identity", settings: "Settings", port: int, *, withdraw: bool) -> "AsyncIterator[PlasmServer]":
+async def _node(
+    key: "Identity", settings: "Settings", bound: "Bound", *, withdraw: bool
+) -> "AsyncIterator[PlasmServer]":
     """A node that listens and has forgotten what other runs held: the state directory may be another process's."""
     from plasm_dht import PlasmServer
 
     dht = settings.dht
     server = PlasmServer(identity=key, record_ttl=dht.record_ttl, refresh_interval=dht.refresh_interval)
     try:
-        await server.listen(port, dht.host)
+        host, at = bound
+        await (asking.listen(server, at) if host is None else server.listen(at, host))
         yield server
     finally:
         await server.close(withdraw=withdraw)

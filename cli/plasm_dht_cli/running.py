@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from plasm_dht.errors import PlasmError
+from plasm_dht_cli import loop
 from plasm_dht_cli.notify import Notifier, watchdog_interval
 from plasm_dht_cli.output import emit
 
@@ -108,7 +109,7 @@ def run_until_stopped(service: Callable[[], Coroutine[Any, Any, None]], control:
     The first signal cancels it, so that its `async with` blocks end as they do; then this returns. With a `control`
     SIGHUP has the settings read again; when the terminal that it was started in has gone, it stops the service.
     """
-    asyncio.run(_supervise(service, control))
+    loop.run(_supervise(service, control))
 
 
 def announce(dht: str, http: str, publisher: str) -> None:
@@ -117,7 +118,7 @@ def announce(dht: str, http: str, publisher: str) -> None:
 
 
 async def _supervise(service: Callable[[], Coroutine[Any, Any, None]], control: Control | None) -> None:
-    loop = asyncio.get_running_loop()
+    signals = asyncio.get_running_loop()
     task = asyncio.ensure_future(service())
     stopping = False
 
@@ -132,7 +133,7 @@ async def _supervise(service: Callable[[], Coroutine[Any, Any, None]], control: 
         task.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
+        signals.add_signal_handler(number, stop, number)
     running = None
     if control is not None:
         in_terminal = _has_terminal()
@@ -143,7 +144,7 @@ async def _supervise(service: Callable[[], Coroutine[Any, Any, None]], control: 
             else:
                 control.ask()
 
-        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        signals.add_signal_handler(signal.SIGHUP, hang_up)
         running = asyncio.ensure_future(control.run())
     try:
         await task

@@ -29,10 +29,6 @@ Artifacts = Annotated[
         help="The folder to serve: DIR/CHANNEL/ARCH/ holds the files. Required, here or in the configuration file.",
     ),
 ]
-HttpHost = Annotated[
-    str | None,
-    option("--http-host", metavar="ADDRESS", help="Address that the HTTP server binds. Default: 0.0.0.0, all of them."),
-]
 HttpPort = Annotated[
     str | None,
     option("--http-port", metavar="PORT", help="TCP port of the HTTP server; 0 picks a free one. Default: 8080."),
@@ -67,7 +63,7 @@ def serve(
     artifacts: Artifacts = None,
     host: options.Host = None,
     port: options.Port = None,
-    http_host: HttpHost = None,
+    http_host: options.HttpHost = None,
     http_port: HttpPort = None,
     trust: options.Trust = None,
     bootstrap: options.Bootstrap = None,

@@ -10,16 +10,18 @@ from types import FrameType
 
 # The commands that end with 0 when they are told to stop, and those of them that SIGHUP does not end. They have nothing
 # to take back before they run.
-SERVICES = ("serve", "node", "watch")
+SERVICES = ("serve", "node", "watch", "publish")
 RELOADING = ("serve", "node")
 
 
 def main() -> None:
     """Run the command line."""
-    if sys.argv[1:2] and sys.argv[1] in SERVICES:
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    once = command == "publish" and ("--once" in sys.argv or "PLASM_DHT_ONCE" in os.environ)
+    if command in SERVICES and not once:  # what is done once was not done when it is interrupted
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _end)  # until the event loop has handlers of its own
-    if sys.argv[1:2] and sys.argv[1] in RELOADING:
+    if command in RELOADING:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the settings are only just being read
     from plasm_dht_cli.main import main as command_line
 

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plasm_dht.errors import ConfigError, VerificationError
-from plasm_dht_cli import logs, options
-from plasm_dht_cli.get import _interface
+from plasm_dht.errors import VerificationError
+from plasm_dht_cli import asking, logs, options
 from plasm_dht_cli.options import option
 from plasm_dht_cli.output import emit, printable
 
@@ -42,7 +41,7 @@ Json = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Make it a command of the application."""
     short_help = "Print a line each time the record of CHANNEL/ARCH changes."
-    app.command("watch", short_help=short_help, epilog=EXAMPLE)(watch)
+    app.command("watch", cls=options.Command, short_help=short_help, epilog=EXAMPLE)(watch)
 
 
 def watch(
@@ -69,16 +68,14 @@ def watch(
     from plasm_dht.record import check_name
 
     name = check_name(target) if target.startswith("/") else record_name(check_target(target))
-    settings = options.settings(ctx)
-    if not settings.dht.bootstrap:
-        raise ConfigError("there is no DHT node to ask: name one with --bootstrap HOST:PORT")
+    settings = asking.settings_of(ctx)
 
     from plasm_dht import PlasmServer
     from plasm_dht_cli import running
 
     async def service() -> None:
         async with PlasmServer() as server:  # a node like any other: what is stored there is seen at once
-            await server.listen(0, _interface(settings))
+            await asking.listen(server)
             await server.bootstrap(settings.dht.bootstrap)
             async for event in server.watch(name, trust=settings.trust.publishers or None):
                 emit(_as_json(target, event) if as_json else _as_text(target, event))

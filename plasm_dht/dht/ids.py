@@ -6,6 +6,8 @@ from typing import NamedTuple, TypeGuard
 
 import msgspec
 
+# How an IPv6 socket writes an IPv4 address (RFC 4291, 2.5.5.2).
+MAPPED = "::ffff:"
 ID_BYTES = 20
 # The longest text of an IP address: INET6_ADDRSTRLEN without its NUL.
 MAX_IP = 45
@@ -57,3 +59,8 @@ def is_of_use(ip: str) -> bool:
 def is_askable(node: NodeTuple) -> bool:
     """Whether a node that somebody named can be asked: an id of 20 bytes, but not the zero id, and an address."""
     return len(node.id) == ID_BYTES and node.id != TRANSIENT_ID and 0 < node.port < 65536 and is_of_use(node.ip)
+
+
+def plain(ip: str) -> str:
+    """The IP address as it is written everywhere else: an IPv4 one without what an IPv6 socket puts before it."""
+    return ip.removeprefix(MAPPED) if "." in ip else ip

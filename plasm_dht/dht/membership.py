@@ -15,7 +15,9 @@ from plasm_dht.dht.lookup import NodeLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.stats import counted
+from plasm_dht.dht.udp import plain
 from plasm_dht.errors import ConfigError
+from plasm_dht.values import format_address
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class Membership:
         self._retry = RETRY_FIRST
         self._woken = asyncio.Event()
         self._has_joined = False
+        self._seen_at: str | None = None
 
     @property
     def _is_transient(self) -> bool:
@@ -84,12 +87,15 @@ class Membership:
             self._woken.set()
         return neighbours
 
-    async def seen_address(self) -> str | None:
-        """The IP address that most of our neighbours see us at; `None` when nobody answered."""
+    async def seen_address(self, *, ipv4: bool = True, ipv6: bool = True) -> str | None:
+        """The IP address of these families that most of our neighbours see us at; `None` when nobody said one."""
         neighbours = self._protocol.router.closest(self._protocol.source_node.long_id, STUN_NEIGHBOURS)
         outcomes = await asyncio.gather(*(self._protocol.call_stun(neighbour) for neighbour in neighbours))
-        seen = Counter(address[0] for _, address in outcomes if address is not None)
-        return next((ip for ip, _ in seen.most_common(1) if ids.is_of_use(ip)), None)
+        seen = Counter(plain(address[0]) for _, address in outcomes if address is not None)
+        of_family = [ip for ip in seen if (ipv6 if ":" in ip else ipv4) and ids.is_of_use(ip)]
+        # of as many votes the one of before: an address that changes to and fro would be published each time
+        self._seen_at = max(of_family, key=lambda ip: (seen[ip], ip == self._seen_at), default=self._seen_at)
+        return self._seen_at if of_family else None
 
     async def run(self) -> None:
         """See to the tables, and ask for neighbours where they are few, until cancelled."""
@@ -166,8 +172,12 @@ class Membership:
     async def _reach(self, named: Address) -> None:
         """Ping a bootstrap node at all of its addresses; a name that means nobody but this node is asked no more."""
         own = self._protocol.source_node.id
+        addresses = await self._resolve(*named)
+        beyond = [ip for ip, _ in addresses if not self._protocol.reaches(ip)]
+        if beyond and not self._protocol.transport.is_closing():
+            log.warning("bootstrap address %s cannot be reached from %s: listen on ::", beyond[0], self._own_ip())
         # shielded, since others may wait for the same ping
-        pings = [asyncio.shield(self._protocol.ping_address(address)) for address in await self._resolve(*named)]
+        pings = [asyncio.shield(self._protocol.ping_address(address)) for address in addresses]
         answers = await asyncio.gather(*pings)
         only_own = bool(answers) and all(answered and node_id == own for answered, node_id in answers)
         if only_own and not self._is_transient and named in self._addresses:
@@ -175,9 +185,9 @@ class Membership:
 
     async def _resolve(self, host: str, port: int) -> list[Address]:
         if ids.is_reachable(host):  # an IP address goes to no resolver
-            return [(host, port)]
-        own = self._protocol.transport.get_extra_info("sockname")[0]
-        family = socket.AF_INET6 if ":" in own else socket.AF_INET
+            return [(plain(host), port)]
+        own = self._own_ip()
+        family = socket.AF_UNSPEC if own == "::" else socket.AF_INET6 if ":" in own else socket.AF_INET
         try:
             async with asyncio.timeout(RESOLVE_WITHIN):
                 found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM)
@@ -188,6 +198,9 @@ class Membership:
             log.warning("bootstrap host %r has no address: %s", host, error)
             return []
         return [(str(sockaddr[0]), port) for *_, sockaddr in found]
+
+    def _own_ip(self) -> str:
+        return str(self._protocol.transport.get_extra_info("sockname")[0])
 
     async def _find_nodes(self, key: bytes) -> list[Contact]:
         return await NodeLookup(self._protocol, key, k=self._k, alpha=self._alpha).run()
@@ -208,7 +221,7 @@ class Membership:
                 log.info("joined the network: %s", counted(live, "neighbour"))
             self._retry = RETRY_FIRST
         elif self._addresses or self._known:
-            asked = ", ".join(f"{host}:{port}" for host, port in self._addresses)
+            asked = ", ".join(map(format_address, self._addresses))
             asked = asked or f"{counted(len(self._known), 'contact')} of an earlier run"
             log.warning("no bootstrap node answered (%s): trying again in %.0f s", asked, self._retry)
             self._retry = min(self._retry * 2, RETRY_LONGEST)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, Literal
 
-from plasm_dht.dht.ids import Address
+from plasm_dht.dht.ids import Address, plain
 
 # Senders whose addresses are remembered as text. All are forgotten when there are more.
 MAX_SENDERS = 16_384
@@ -150,7 +150,7 @@ class Batches:
         if len(self._senders) >= MAX_SENDERS:
             self._senders.clear()
         port, ip = self._split_name(name)
-        address = self._senders[name] = socket.inet_ntop(self._handle.family, ip), port
+        address = self._senders[name] = plain(socket.inet_ntop(self._handle.family, ip)), port
         return address
 
 

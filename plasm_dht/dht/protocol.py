@@ -21,7 +21,7 @@ from plasm_dht.dht.limits import SILENT_FOR, VERIFIED_FOR, RateLimit, Said, Seen
 from plasm_dht.dht.roundtrip import RoundTrips
 from plasm_dht.dht.routing import STALE_AFTER, Contact, PlasmRoutingTable
 from plasm_dht.dht.storage import ACCEPTED, RecordStorage, Verdict
-from plasm_dht.dht.udp import UdpSocket
+from plasm_dht.dht.udp import UdpSocket, sender_of
 from plasm_dht.dht.wire import NO_ANSWER, Outcome
 from plasm_dht.record import Record
 
@@ -145,7 +145,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         """Answer what has arrived, this datagram first, and hand answers to the calls that wait for them."""
         self._answers.stamp()
-        reply = self._receive(data, addr[:2])  # IPv6 adds flow and scope
+        reply = self._receive(data, sender_of(addr))
         if reply is not None:
             self._send(reply, addr)
         read, answered = (0, 0) if self._socket is None else self._socket.drain(self._receive)
@@ -344,7 +344,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
     ) -> "asyncio.Future[Outcome]":
         message_id = os.urandom(ids.ID_BYTES)  # unguessable, so that only who was asked can answer
         call = Call(address, contact, name, wire.encode_request(message_id, name, arguments))
-        if self.transport is None or self.transport.is_closing():
+        if not self.reaches(address[0]):
             call.future.set_result(NO_ANSWER)
             return call.future
         wait = self.round_trips.timeout(address)
@@ -354,6 +354,12 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._calls[message_id] = call
         self._send(call.datagram, address)
         return call.future
+
+    def reaches(self, ip: str) -> bool:
+        """Whether a request to this IP address can leave: the socket is open, and of a family that gets there."""
+        if self.transport is None or self.transport.is_closing():
+            return False
+        return self._socket is None or self._socket.reaches(ip)
 
     def _time_out(self, message_id: bytes, waited: float) -> None:
         call = self._calls[message_id]

@@ -34,6 +34,7 @@ from plasm_dht.record import (
     shared_key,
     sign,
 )
+from plasm_dht.values import format_address
 
 if TYPE_CHECKING:
     from plasm_dht.dht.intent import Intent, Publication, Standing
@@ -149,7 +150,7 @@ class PlasmServer(RefusingServer):
             self.transport, self.protocol = await endpoint
         except OSError as error:
             raise ListenError(
-                f"UDP {interface}:{port} cannot be bound: {error.strerror or error}; "
+                f"UDP {format_address((interface, port))} cannot be bound: {error.strerror or error}; "
                 "name an address of this machine and a free port (0 picks one)"
             ) from None
         self._wire_rooms()
@@ -157,7 +158,7 @@ class PlasmServer(RefusingServer):
         self._runner = loop.create_task(self._run(started))
         self._runner.add_done_callback(_report)
         await started.wait()
-        log.info("node %s listens on %s:%d", self.node.id.hex(), *self.address)
+        log.info("node %s listens on %s", self.node.id.hex(), format_address(self.address))
 
     async def close(self, *, withdraw: bool = True) -> None:
         """Withdraw what was published, within 3 s, then stop; `withdraw=False` leaves it to expire."""
@@ -197,9 +198,9 @@ class PlasmServer(RefusingServer):
         addresses = [check_address(address) for address in addrs]
         return await self._listening(self._membership).bootstrap(addresses, replace=replace)
 
-    async def seen_address(self) -> str | None:
-        """The IP address that most of our neighbours see us at; `None` when nobody answered."""
-        return await self._listening(self._membership).seen_address()
+    async def seen_address(self, *, ipv4: bool = True, ipv6: bool = True) -> str | None:
+        """The IP address of these families that most of our neighbours see us at; `None` when nobody said one."""
+        return await self._listening(self._membership).seen_address(ipv4=ipv4, ipv6=ipv6)
 
     async def bootstrap_node(self, addr: Address) -> Contact | None:
         """The node at this (ip, port), if it answers a ping."""
@@ -245,7 +246,9 @@ class PlasmServer(RefusingServer):
         return publication.stored > 0 or self.storage.holding(*accepted) is not None
 
     async def withdraw(self, name: str) -> Publication | None:
-        """Take back what this identity has published under the name; `None` when nothing of it is alive."""
+        """Take back what this identity has published under the name; `None` when nothing of it is alive, as far as this
+        node and those that answer know: what an earlier run published, and nobody told of, is not looked for later.
+        """
         check_name(name)
         publisher = self._publishing()
         if self._refresher is not None:

@@ -1,4 +1,4 @@
-"""The UDP socket beneath asyncio's transport: read in a loop, written without a detour.
+"""The UDP socket beneath asyncio's transport: read in a loop, written without a detour, to whom its family reaches.
 
 asyncio wakes up once a datagram; a node that answers a hundred thousand a second reads all that has arrived in one go,
 and where the system can (`mmsg`) with one call. Where the transport has no real socket (the virtual network) asyncio's
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from plasm_dht.dht.ids import Address
+from plasm_dht.dht.ids import MAPPED, Address, plain
 from plasm_dht.dht.wire import MAX_READ
 
 # Datagrams that are read before the loop turns: timers and our own tasks wait no longer than these take.
@@ -24,7 +24,10 @@ Answer = Callable[[bytes, Address], bytes | None]
 
 
 class UdpSocket:
-    """A second handle of the transport's socket. Neither reading nor writing ever waits or raises."""
+    """A second handle of the transport's socket. Neither reading nor writing ever waits or raises.
+
+    One of IPv6 that is bound to `::` reaches IPv4 too; nobody above it sees the mapped form of such an address.
+    """
 
     def __init__(self, handle: socket.socket, on_error: Callable[[OSError], None]) -> None:
         self._handle = handle
@@ -32,7 +35,13 @@ class UdpSocket:
         self._is_busy = False
         self._drain_batch: Callable[[Answer, int], tuple[int, int]] | None = None
         self._may_batch = sys.platform == "linux"
+        self._is_ipv6 = handle.family == socket.AF_INET6
+        self._is_dual = self._is_ipv6 and handle.getsockname()[0] == "::" and not _takes_ipv6_alone(handle)
         handle.setblocking(False)
+
+    def reaches(self, ip: str) -> bool:
+        """Whether what is sent to this IP address can leave."""
+        return self._is_dual or self._is_ipv6 == (":" in ip)
 
     @classmethod
     def beneath(cls, transport: asyncio.BaseTransport, on_error: Callable[[OSError], None]) -> "UdpSocket | None":
@@ -65,7 +74,7 @@ class UdpSocket:
             while read < BATCH:
                 datagram, sender = self._handle.recvfrom(MAX_READ + 1)
                 read += 1
-                reply = answer(datagram, sender[:2])
+                reply = answer(datagram, sender_of(sender))
                 if reply is not None:
                     self.send(reply, sender)
                     answered += 1
@@ -77,6 +86,8 @@ class UdpSocket:
 
     def send(self, datagram: bytes, address: tuple[Any, ...]) -> None:
         """Send, or drop where the system has no room: datagrams may be lost, and memory must not grow."""
+        if self._is_dual and ":" not in address[0]:
+            address = (MAPPED + address[0], address[1])
         try:
             self._handle.sendto(datagram, address)
         except OSError as error:
@@ -93,3 +104,12 @@ class UdpSocket:
             self._drain_batch = Batches(self._handle, BATCH, MAX_READ + 1, self._on_error).drain
         except OSError:
             self._may_batch = False
+
+
+def _takes_ipv6_alone(handle: socket.socket) -> bool:
+    return bool(handle.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))  # the system's default is either
+
+
+def sender_of(address: tuple[Any, ...]) -> Address:
+    """The (ip, port) of a socket's address; one of IPv6 adds flow and scope."""
+    return address if len(address) == 2 else (plain(address[0]), address[1])

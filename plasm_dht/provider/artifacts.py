@@ -1,4 +1,4 @@
-"""Scanning and hashing the artifact folder. Blocking: the provider calls it through `asyncio.to_thread`.
+"""Scanning and hashing the artifact folder. Blocking: the provider calls it in threads.
 
 A scan ends in a snapshot: what it returns was all in the folder at one moment, or the target is reported as unsettled.
 """
@@ -116,7 +116,7 @@ class _Hash(NamedTuple):
 
 
 class ArtifactScanner:
-    """Scans `root/CHANNEL/ARCH/` and remembers the hashes. One scan runs at a time.
+    """Scans `root/CHANNEL/ARCH/` and remembers the hashes. Different targets may be scanned at the same time.
 
     `linked` is true while a served file is reached through a link: an event in the folder then does not tell by its
     path whose file changed.
@@ -125,9 +125,10 @@ class ArtifactScanner:
     def __init__(self, root: Path, clock: Clock | None = None) -> None:
         self._root = root
         self._clock = clock or Clock()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what follows; nobody hashes while holding it
         self._stopped = threading.Event()
         self._hashes: dict[Path, _Hash] = {}
+        self._hashing: dict[Path, threading.Lock] = {}  # of a file that several targets link to one hashes
         self._used: dict[str, set[Path]] = {}
         self._linked: set[str] = set()
 
@@ -140,30 +141,40 @@ class ArtifactScanner:
         """Ends a running scan within a chunk of a hash, and every later one at once, with `ScanStopped`."""
         self._stopped.set()
 
+    def targets(self) -> tuple[set[str], dict[str, str]]:
+        """What there is to scan, known targets that have gone too; and what is in the folder that cannot be a target.
+
+        Raises `ArtifactsError` when the folder is missing or cannot be read, and `ScanStopped`.
+        """
+        problems: dict[str, str] = {}
+        with self._lock, self._reading():
+            return self._list_targets(_resolve(self._root), problems) | self._used.keys(), problems
+
     def scan(self, targets: set[str] | None = None) -> Scan:
         """Looks at the targets, or at the whole folder.
 
         Raises `ArtifactsError` when the folder is missing or cannot be read, or a target is no `CHANNEL/ARCH`, and
         `ScanStopped`.
         """
-        with self._lock:
-            scan = Scan()
-            self._go_on()
-            try:
-                root = _resolve(self._root)
-                if targets is None:
-                    # A known target that is not listed is looked at too: gone, or on a share that is away just now?
-                    targets = self._list_targets(root, scan.problems) | self._used.keys()
-            except OSError as error:
-                raise ArtifactsError(
-                    f"artifact folder {self._root} cannot be read: {_reason(error)}; "
-                    "it must be a folder with CHANNEL/ARCH/ folders in it"
-                ) from None
-            for target in sorted(targets):
-                self._scan_target(root, check_target(target), scan)
-            kept = set().union(*self._used.values())
-            self._hashes = {path: entry for path, entry in self._hashes.items() if path in kept}
-            return scan
+        scan = Scan()
+        if targets is None:
+            targets, scan.problems = self.targets()
+        with self._reading():
+            root = _resolve(self._root)
+        for target in sorted(targets):
+            self._scan_target(root, check_target(target), scan)
+        return scan
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        self._go_on()
+        try:
+            yield
+        except OSError as error:
+            raise ArtifactsError(
+                f"artifact folder {self._root} cannot be read: {_reason(error)}; "
+                "it must be a folder with CHANNEL/ARCH/ folders in it"
+            ) from None
 
     def _go_on(self) -> None:
         if self._stopped.is_set():
@@ -190,7 +201,7 @@ class ArtifactScanner:
             problems.clear()
             try:
                 before = _list_files(root, target, problems)
-                self._used[target] = {entry.path for entry in before.values()}
+                self._use(target, {entry.path for entry in before.values()})
                 artifacts = self._hash_all(target, before, problems)
                 if _list_files(root, target, {}) != before:
                     continue
@@ -200,7 +211,7 @@ class ArtifactScanner:
                 if error.errno not in _GONE + _DENIED:  # EIO, ESTALE: a network share that is away for a moment
                     scan.unsettled.add(target)
                 if error.errno in _GONE:
-                    self._used.pop(target, None)
+                    self._use(target, set())
                     self._linked.discard(target)
                 else:
                     scan.problems[target] = f"{target}: cannot be read: {_reason(error)}"
@@ -213,6 +224,17 @@ class ArtifactScanner:
                 scan.found[target] = artifacts
             return
         scan.unsettled.add(target)
+
+    def _use(self, target: str, paths: set[Path]) -> None:
+        """Remember what the target's files are, and forget the hashes of what is no target's any more."""
+        with self._lock:
+            before = self._used.pop(target, set())
+            if paths:
+                self._used[target] = paths
+            dropped = before - paths
+            for path in dropped.difference(*self._used.values()) if dropped else ():
+                self._hashes.pop(path, None)
+                self._hashing.pop(path, None)
 
     def _hash_all(self, target: str, entries: dict[str, _Entry], problems: dict[str, str]) -> ArtifactSet:
         version = None
@@ -239,10 +261,22 @@ class ArtifactScanner:
         return ArtifactSet(target, version or _content_version(files), tuple(files))
 
     def _hash(self, entry: _Entry) -> str:
-        known = self._hashes.get(entry.path)
-        if known and known.trusted and known.stamp == entry.stamp:
-            return known.sha256
-        started = self._clock.wall()
+        with self._lock:
+            hashing = self._hashing.setdefault(entry.path, threading.Lock())
+        with hashing:
+            known = self._hashes.get(entry.path)
+            if known and known.trusted and known.stamp == entry.stamp:
+                return known.sha256
+            started = self._clock.wall()
+            sha256 = self._read(entry)
+            written = max(entry.stamp.mtime_ns, entry.stamp.ctime_ns) // 1_000_000
+            # A time stamp far ahead is no recent write either: the clock was stepped, or somebody set the stamp.
+            trusted = abs(started - written) > GRANULARITY
+            with self._lock:
+                self._hashes[entry.path] = _Hash(entry.stamp, sha256, trusted)
+        return sha256
+
+    def _read(self, entry: _Entry) -> str:
         digest = hashlib.sha256()
         with _unchanged(entry) as descriptor:
             left = entry.stamp.size  # no more than that: a file that grows as fast as it is read would have no end
@@ -250,10 +284,7 @@ class ArtifactScanner:
                 self._go_on()
                 digest.update(chunk)
                 left -= len(chunk)
-        written = max(entry.stamp.mtime_ns, entry.stamp.ctime_ns) // 1_000_000
-        # A time stamp far ahead is no recent write either: the clock was stepped, or somebody set the stamp.
-        trusted = abs(started - written) > GRANULARITY
-        self._hashes[entry.path] = _Hash(entry.stamp, digest.hexdigest(), trusted)
+                _check_unchanged(entry, descriptor)  # a large one that is being written is given up at once
         return digest.hexdigest()
 
 
@@ -278,10 +309,14 @@ def _unchanged(entry: _Entry) -> Iterator[int]:
         if _Stamp.of(status) != entry.stamp:
             raise _Changed
         yield descriptor
-        if _Stamp.of(os.fstat(descriptor)) != entry.stamp:
-            raise _Changed
+        _check_unchanged(entry, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_unchanged(entry: _Entry, descriptor: int) -> None:
+    if _Stamp.of(os.fstat(descriptor)) != entry.stamp:
+        raise _Changed
 
 
 def _folders(folder: Path) -> list[str]:

@@ -5,12 +5,16 @@ than its share of them.
 """
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 from plasm_dht.dht.limits import source_of
+
+# Connections that the system keeps for us until we take them.
+BACKLOG = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,14 @@ class Door:
     async def listen(self, handler: Callable[[], asyncio.Protocol], host: str, port: int) -> asyncio.Server:
         """Serve connections, each with a handler of its own. Raises `OSError`."""
         loop = asyncio.get_running_loop()
-        return await loop.create_server(lambda: Connection(self, self._limits, handler()), host, port, backlog=128)
+
+        def connection() -> Connection:
+            return Connection(self, self._limits, handler())
+
+        if host == "::":  # asyncio would serve IPv6 alone
+            both = socket.create_server((host, port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
+            return await loop.create_server(connection, sock=both)
+        return await loop.create_server(connection, host, port, backlog=BACKLOG)
 
     def answered(self, handler: asyncio.Protocol) -> None:
         """What the client sends from now on belongs to its next request."""

@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from plasm_dht.clock import Clock
 from plasm_dht.dht.routing import PlasmRoutingTable
 from plasm_dht.errors import ArtifactsError, PlasmError, VerificationError
+from plasm_dht.provider.facts import facts
 from plasm_dht.provider.manifest import MANIFEST_FILE, RESERVED_CHANNEL, Pointer, check_target, record_name
 from plasm_dht.record import Record
 
@@ -144,22 +145,7 @@ async def _records(request: web.Request) -> web.Response:
     target, found = await _found(request)
     gateway = request.app[GATEWAY]
     now = gateway.node.now()
-    shown = [
-        {
-            "key": target,
-            "url": pointer.url,
-            "version": pointer.version,
-            "publisher": record.publisher,
-            "provider_name": pointer.provider_name,
-            "seq": record.seq,
-            "issued_at": record.issued_at,
-            "expires_at": record.expires_at,
-            "ttl_remaining": max(0, record.expires_at - now) / 1000,
-            "manifest_sha256": pointer.manifest_sha256.hex(),
-            "trusted": record.publisher in gateway.trust,
-        }
-        for record, pointer in found
-    ]
+    shown = [facts(target, record, pointer, now=now, trusted=gateway.trust) for record, pointer in found]
     return web.json_response(shown, headers=_cache(found, now))
 
 

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from plasm_dht.dht.server import PlasmServer
 from plasm_dht.dht.stats import Durations
-from plasm_dht.provider.web import Traffic
+from plasm_dht.provider.site import Traffic
 
 # The format that every Prometheus reads; newer versions of it differ in what names may be made of.
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"

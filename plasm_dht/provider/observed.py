@@ -1,5 +1,6 @@
 """A node of the DHT that tells a journal what becomes of its records, and who joins it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from plasm_dht.config import format_address
@@ -13,11 +14,12 @@ from plasm_dht.record import Value
 
 
 class ObservedServer(PlasmServer):
-    """A `PlasmServer` with a journal; the settings are the same."""
+    """A `PlasmServer` with a journal; the settings are the same. `met` is called for each new neighbour."""
 
-    def __init__(self, journal: Journal, **settings: Any) -> None:
+    def __init__(self, journal: Journal, *, met: Callable[[], None] | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self._journal = journal
+        self._met = met
         self._last: dict[str, tuple[int, Value, bool]] = {}  # by name: seq, value, whether enough holders have it
 
     def holders(self, target: str) -> list[str]:
@@ -39,6 +41,8 @@ class ObservedServer(PlasmServer):
     def _on_contact(self, contact: Contact) -> None:
         super()._on_contact(contact)
         self._journal.note("neighbour", format_address(contact.address))
+        if self._met is not None:
+            self._met()
 
     def _on_round(self, intent: Intent, enough: bool, took: float) -> None:
         super()._on_round(intent, enough, took)

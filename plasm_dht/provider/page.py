@@ -23,7 +23,8 @@ from plasm_dht.dht.routing import Contact, PlasmRoutingTable
 from plasm_dht.provider.ipxe import BOOT_FILE
 from plasm_dht.provider.journal import Journal
 from plasm_dht.provider.manifest import MANIFEST_FILE
-from plasm_dht.provider.web import SITE, Site
+from plasm_dht.provider.site import Site
+from plasm_dht.provider.web import SITE
 
 log = logging.getLogger(__name__)
 

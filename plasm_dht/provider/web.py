@@ -9,9 +9,7 @@ import errno
 import hashlib
 import logging
 import os
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from aiohttp import hdrs, web
@@ -20,9 +18,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from plasm_dht.errors import ListenError
 from plasm_dht.provider import ipxe
-from plasm_dht.provider.artifacts import ArtifactFile, ArtifactSet, open_regular
+from plasm_dht.provider.artifacts import ArtifactFile, open_regular
 from plasm_dht.provider.door import Door, Limits
 from plasm_dht.provider.manifest import MANIFEST_FILE, RESERVED_CHANNEL
+from plasm_dht.provider.site import Page, Site
+from plasm_dht.values import format_address
 
 # Each connection that downloads holds two descriptors, and 1,024 are the usual limit of a process.
 MAX_CONNECTIONS = 400
@@ -53,14 +53,6 @@ _REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Lengt
 _NO_CACHE: dict[str, str] = {hdrs.CACHE_CONTROL: "no-cache"}
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What is served of one `CHANNEL/ARCH`: files and the manifest that describes them."""
-
-    artifacts: ArtifactSet
-    manifest: bytes
-
-
 # What is asked for, by the route's path; every other route is of the page for people.
 _KINDS = {
     "/{channel}/{arch}/" + MANIFEST_FILE: "manifest",
@@ -70,43 +62,6 @@ _KINDS = {
     "/status": "status",
     "/metrics": "metrics",
 }
-KINDS = (*_KINDS.values(), "gateway", "page", "unknown")
-
-
-def _no_answers() -> Counter[tuple[str, str]]:
-    return Counter({(kind, f"{status}xx"): 0 for kind in KINDS for status in (2, 3, 4, 5)})
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What was answered so far: requests, bytes of bodies, and requests by (one of `KINDS`, class of the status)."""
-
-    requests: int = 0
-    sent: int = 0
-    answers: Counter[tuple[str, str]] = field(default_factory=_no_answers)
-
-
-@dataclass(slots=True)
-class Site:
-    """What the provider serves at this moment. It changes the fields as it likes; the application only reads them.
-
-    Attributes:
-        name: the provider's name, for people.
-        pages: by `CHANNEL/ARCH`.
-        status: what `/status` answers.
-        health: what `/health` answers: a reason why the provider is not well, or None.
-        traffic: what the application has answered; it counts here itself.
-        metrics: (content type, body) of what `/metrics` answers to an `Accept` header, or None: it is not served.
-    """
-
-    name: str = "plasm-dht"
-    pages: Mapping[str, Page] = field(default_factory=dict)
-    status: Callable[[], dict[str, object]] = dict
-    health: Callable[[], str | None] = lambda: None
-    traffic: Traffic = field(default_factory=Traffic)
-    metrics: Callable[[str], tuple[str, bytes]] | None = None
-
-
 SITE = web.AppKey("site", Site)
 
 
@@ -147,7 +102,7 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[Runner, int
         await _BoundedSite(door, runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
-        raise ListenError(f"HTTP cannot listen on {host}:{port}: {_advice(error)}") from None
+        raise ListenError(f"HTTP cannot listen on {format_address((host, port))}: {_advice(error)}") from None
     return runner, runner.addresses[0][1]
 
 

@@ -109,7 +109,7 @@ async def test_a_value_that_is_no_pointer_is_skipped_with_a_warning(plasm: Run, 
         async with publisher(node, b"something else", identity):
             done = await get(plasm, node)
     assert (done.returncode, done.stdout) == (0, URL + "\n")
-    assert f"WARNING plasm_dht_cli.get: skipping the record of {identity.publisher_id}" in done.stderr
+    assert f"WARNING plasm_dht_cli.asking: skipping the record of {identity.publisher_id}" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -236,6 +236,14 @@ def test_serve_imports_what_serves_and_watches_and_nothing_else(loaded_by_servic
     assert modules & {"plasm_dht_cli.get", "plasm_dht_cli.key", "plasm_dht_cli.node"} == set()
 
 
+def test_serve_without_http_imports_no_http(loaded_by_service: Loaded) -> None:
+    artifacts = ROOT / "docs/examples/artifacts"
+    elsewhere = ("--no-http", "--base-url", "https://cdn.example.net/boot")
+    modules = loaded_by_service("serve", "--artifacts", artifacts, *elsewhere)
+    assert {"watchdog", "plasm_dht.provider.provider"} <= modules
+    assert packages(modules) - ALLOWED["serve"] | packages(modules) & (HTTP | {"prometheus_client"}) == set()
+
+
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_what_only_prints_imports_no_library_but_that_of_the_command_line(loaded: Loaded, option: str) -> None:
     modules = loaded(option)

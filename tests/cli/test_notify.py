@@ -253,13 +253,17 @@ def test_a_watchdog_meant_for_another_process_is_told_nothing(launch: Launch, ma
 
 
 START = (sys.executable, "-X", "importtime", "-c", "from plasm_dht_cli.start import main; main()")
-NODE = ("node", "--host", "127.0.0.1", "--port", "0", "--bootstrap", "127.0.0.1:9")
+WHERE = ("--host", "127.0.0.1", "--port", "0", "--bootstrap", "127.0.0.1:9")
+NODE = ("node", *WHERE)
+PUBLISH = ("publish", "/site/leader", "here", *WHERE)
 
 
-def start_and_wait_for_import(environment: Environment, folder: Path, module: str) -> "subprocess.Popen[str]":
-    """A node that has just imported the module, and is still busy with what comes then."""
+def start_and_wait_for_import(
+    environment: Environment, folder: Path, module: str, command: tuple[str, ...] = NODE
+) -> "subprocess.Popen[str]":
+    """A service that has just imported the module, and is still busy with what comes then."""
     process = subprocess.Popen(
-        [*START, *NODE],
+        [*START, *command],
         env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -268,11 +272,14 @@ def start_and_wait_for_import(environment: Environment, folder: Path, module: st
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("module", ["typer.models", "plasm_dht.config", "kademlia.network"])
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [(NODE, "typer.models"), (NODE, "plasm_dht.config"), (NODE, "kademlia.network"), (PUBLISH, "plasm_dht.config")],
+)
 def test_a_service_that_is_told_to_stop_while_it_starts_exits_with_0(
-    environment: Environment, tmp_path: Path, number: int, module: str
+    environment: Environment, tmp_path: Path, number: int, command: tuple[str, ...], module: str
 ) -> None:
-    with start_and_wait_for_import(environment, tmp_path, module) as process:
+    with start_and_wait_for_import(environment, tmp_path, module, command) as process:
         process.send_signal(number)
         _, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, "Traceback" in stderr) == (0, False)

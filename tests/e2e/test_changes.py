@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from plasm_dht.provider.manifest import Pointer
-from tests.e2e.world import PAUSE, Running, World, ask, fetch, note, put, read, soon, version
+from tests.e2e.world import PAUSE, TARGET, Running, World, ask, fetch, note, put, read, soon, version
 
 # From the last write to where another node's client finds it (s).
 FOUND_WITHIN = 2.0
 # A folder that is gone is looked at twice, a second apart (s).
 WITHDRAWN_WITHIN = 5.0
+# A file without content, which takes minutes to be hashed all the same (bytes).
+LARGE = 500 * 2**30
 
 
 async def found_after_write(node: Running, target: str, expected: str) -> float:
@@ -146,7 +148,7 @@ async def test_what_vanishes_is_withdrawn_and_what_only_blinks_is_not(world: Wor
 
     def blink() -> None:
         shutil.rmtree(artifacts / "blinks")
-        time.sleep(0.2)
+        time.sleep(0.7)  # longer than the watcher waits for quiet: it has been looked at meanwhile
         put(artifacts, "blinks/arm64", vmlinuz="a kernel", VERSION="1")
 
     changed = time.time()
@@ -195,6 +197,30 @@ async def test_the_whole_folder_may_go_and_come_back(world: World, artifacts: Pa
     assert record is not None
     assert await read(Pointer.decode(record.value).url)
     assert provider.process.returncode is None
+
+
+async def test_no_channel_waits_for_the_large_files_of_another(world: World, artifacts: Path) -> None:
+    put(artifacts, "large/arm64", vmlinuz="a kernel", VERSION="1")
+    with (artifacts / "large/arm64/rootfs.img").open("wb") as rootfs:
+        rootfs.truncate(LARGE)
+    node = await world.node("127.0.0.10")
+    provider = await world.provider("127.0.0.11", artifacts, "--http-port", "8087", joins=node.dht, wait=False)
+
+    async def found() -> bool:
+        return await version(node) == "1"
+
+    await soon(found)
+    put(artifacts, VERSION="2")
+    assert await found_after_write(node, TARGET, "2") < FOUND_WITHIN
+    status, health = await fetch("http://127.0.0.11:8087/health")
+    assert (status, json.loads(health)["reason"]) == (503, "not advertised: large/arm64")
+    assert provider.process.stdout is not None
+    with pytest.raises(TimeoutError):  # that it is ready is said when everything has been hashed
+        async with asyncio.timeout(PAUSE):
+            await world.ready(provider)
+    (artifacts / "large/arm64/rootfs.img").unlink()
+    await world.ready(provider)
+    assert await version(node, "large/arm64") == "1"
 
 
 async def test_health_and_status_tell_what_is_advertised_while_files_change(world: World, artifacts: Path) -> None:

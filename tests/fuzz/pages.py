@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from plasm_dht.provider import web
 from plasm_dht.provider.artifacts import ArtifactScanner
+from plasm_dht.provider.site import Page, Site
 from tests.fuzz.guard import Stage, require
 from tests.fuzz.source import Source, mutated
 from tests.virtual.loop import VirtualLoop
@@ -135,7 +136,7 @@ class Server(Stage):
         artifacts = ArtifactScanner(root).scan().found[TARGET]
         self.requests = 0
         self.statuses: Counter[int] = Counter()
-        app = web.create_app(web.Site("rack <7>", {TARGET: web.Page(artifacts, b"{}\n")}))
+        app = web.create_app(Site("rack <7>", {TARGET: Page(artifacts, b"{}\n")}))
         self.runner, _ = self.run(web.serve(app, "10.0.0.9", 8080))
         self.server: Any = self.runner.server
         self.base = len(asyncio.all_tasks(self.loop))

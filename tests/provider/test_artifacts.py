@@ -5,6 +5,7 @@ import hashlib
 import os
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -286,6 +287,35 @@ def test_a_known_file_is_not_read_again(tmp_path, folder, reads):
     assert scanner.scan() == first
     assert scanner.scan({TARGET}) == first
     assert reads == [6]
+
+
+def test_a_file_that_two_targets_share_is_read_once_though_both_are_scanned_at_the_same_time(
+    tmp_path, folder, monkeypatch
+):
+    (folder / "vmlinuz").write_bytes(b"kernel")
+    (tmp_path / "latest").symlink_to("stable")
+    reading, go_on, reads = threading.Event(), threading.Event(), []
+    real_read = os.read
+
+    def slow_read(descriptor: int, size: int) -> bytes:
+        reading.set()
+        go_on.wait(5)
+        reads.append(size)
+        return real_read(descriptor, size)
+
+    monkeypatch.setattr(artifacts.os, "read", slow_read)
+    scanner = ArtifactScanner(tmp_path, Later())
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(scanner.scan, {TARGET})
+        assert reading.wait(5)
+        second = threads.submit(scanner.scan, {"latest/arm64"})
+        assert not second.done()
+        go_on.set()
+        hashes = {
+            each.sha256 for done in (first, second) for found in done.result().found.values() for each in found.files
+        }
+    assert hashes == {hashlib.sha256(b"kernel").hexdigest()}
+    assert len(reads) == 1
 
 
 def test_a_hash_within_the_granularity_of_the_time_stamps_is_not_believed_again(scanner, folder, reads):

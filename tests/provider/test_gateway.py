@@ -15,7 +15,8 @@ from plasm_dht.errors import ListenError
 from plasm_dht.provider import gateway
 from plasm_dht.provider.gateway import Gateway
 from plasm_dht.provider.manifest import Pointer, record_name
-from plasm_dht.provider.web import Site, create_app, serve
+from plasm_dht.provider.site import Site
+from plasm_dht.provider.web import create_app, serve
 from plasm_dht.record import Record, Value, sign
 
 TARGET = "stable/arm64"

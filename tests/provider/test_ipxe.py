@@ -20,7 +20,8 @@ from plasm_dht.provider.ipxe import (
     read_cmdline,
 )
 from plasm_dht.provider.manifest import build_manifest
-from plasm_dht.provider.web import Page, Site, create_app, serve
+from plasm_dht.provider.site import Page, Site
+from plasm_dht.provider.web import create_app, serve
 
 # The commands that we use: the least and most arguments of each, and its options, with (True) or without a value.
 COMMANDS: dict[str, tuple[int, int | None, dict[str, bool]]] = {

@@ -20,7 +20,8 @@ from plasm_dht.dht.stats import Durations, counted
 from plasm_dht.provider import gateway
 from plasm_dht.provider.artifacts import ArtifactSet
 from plasm_dht.provider.metrics import Exposition
-from plasm_dht.provider.web import Page, Site, Traffic, create_app
+from plasm_dht.provider.site import Page, Site, Traffic
+from plasm_dht.provider.web import create_app
 from plasm_dht.record import shared_key
 from tests.dht.support import HERE, IDENTITIES, NAME, HalfManualClock, RawNode, forged, raw_node, record, server, until
 

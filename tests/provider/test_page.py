@@ -20,7 +20,8 @@ from plasm_dht.provider.journal import SIZE, Journal
 from plasm_dht.provider.manifest import Pointer, record_name
 from plasm_dht.provider.observed import ObservedServer
 from plasm_dht.provider.page import View
-from plasm_dht.provider.web import Page, Site, create_app, serve
+from plasm_dht.provider.site import Page, Site
+from plasm_dht.provider.web import create_app, serve
 
 TARGET = "stable/arm64"
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -13,7 +13,8 @@ import pytest
 from plasm_dht.errors import ListenError
 from plasm_dht.provider import web
 from plasm_dht.provider.artifacts import ArtifactScanner, ArtifactSet
-from plasm_dht.provider.web import Page, Site, create_app, serve
+from plasm_dht.provider.site import Page, Site
+from plasm_dht.provider.web import create_app, serve
 
 TARGET = "stable/arm64"
 CONTENT = bytes(range(256)) * 4096  # 1 MiB: several chunks

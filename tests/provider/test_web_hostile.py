@@ -12,7 +12,8 @@ import pytest
 from plasm_dht.provider import web
 from plasm_dht.provider.artifacts import ArtifactFile, ArtifactScanner, ArtifactSet
 from plasm_dht.provider.door import Connection, Door, Limits
-from plasm_dht.provider.web import Page, Site, create_app, serve
+from plasm_dht.provider.site import Page, Site
+from plasm_dht.provider.web import create_app, serve
 
 TARGET = "stable/arm64"
 FILE = f"/{TARGET}/vmlinuz"
