@@ -319,6 +319,20 @@ def test_forgetting_ends_while_the_wall_clock_is_behind(clock: ManualClock, publ
     assert len(storage) == 0
 
 
+def test_a_wall_clock_that_was_in_1970_for_a_moment_keeps_nothing_for_half_a_century(clock: ManualClock) -> None:
+    storage = RecordStorage(clock=clock)
+    for by in IDENTITIES[:32]:
+        storage.store(KEY, record(by=by, life=10).envelope)
+    clock.advance(11)
+    clock.step(-START / 1000)
+    storage.forget(100)
+    clock.step(START / 1000)
+    clock.advance(HOUR / 1000)
+    newcomer = record(by=IDENTITIES[32], issued_at=clock.wall())
+    assert storage.store(KEY, newcomer.envelope) == ACCEPTED
+    assert held(storage) == [newcomer.envelope]
+
+
 def test_a_wall_clock_stepped_forward_forgets_when_both_clocks_agree(
     storage: RecordStorage, clock: ManualClock
 ) -> None:

@@ -292,6 +292,20 @@ async def test_a_publisher_two_hours_off_is_corrected_and_warned(
     assert await everywhere(readers, lambda node: node.get(NAME)) == [None] * 12
 
 
+async def test_whom_a_liar_had_sign_for_a_far_future_can_still_take_back_what_it_says(network: Network) -> None:
+    nodes = Nodes(network)
+    liar = await nodes.start()
+    publisher = await nodes.start([liar], identity=identity(1))
+    liar.host.clock.step(50 * 365 * 86_400)
+    await publisher.publish(NAME, b"v1")  # the only holder says so
+    liar.kill()
+    honest = [await nodes.start([publisher]) for _ in range(8)]
+    assert (await publisher.publish(NAME, b"v2")).stored == 8
+    assert await everywhere(honest, lambda node: node.get(NAME)) == [b"v2"] * 8
+    assert (await publisher.withdraw(NAME)).stored == 8
+    assert await everywhere(honest, lambda node: node.get(NAME)) == [None] * 8
+
+
 @pytest.mark.parametrize("hours", [2, -2])
 async def test_a_holder_with_a_wrong_clock_harms_only_itself(network: Network, hours: int) -> None:
     nodes = Nodes(network)
