@@ -2,15 +2,18 @@
 
 import importlib
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
-from plasm_dht import PlasmServer
+import plasm_dht
+from plasm_dht import Identity, PlasmServer
 from plasm_dht.dht import wire
 from plasm_dht.dht.ids import encode_node
 from plasm_dht.provider import web
+from plasm_dht.record import sign
 
 PAGE = (Path(__file__).parents[1] / "docs" / "security.md").read_text()
 ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<number>[0-9][0-9,.]*) ?(?P<unit>[^|]*?) \| (?P<reason>[^|]+) \|$", re.M)
@@ -47,17 +50,19 @@ def test_a_limit_is_what_the_page_says(row: dict[str, str]) -> None:
     assert in_code(row["name"]) == number * UNITS.get(row["unit"], 1)
 
 
-@pytest.mark.parametrize("module", ["dht.storage", "dht.limits", "dht.protocol", "provider.web", "provider.door"])
-def test_no_bound_of_the_doors_is_missing(module: str) -> None:
+def modules() -> list[str]:
+    """Every module of the library, without the package's own name."""
+    found = pkgutil.walk_packages(plasm_dht.__path__, "plasm_dht.")
+    return [each.name.removeprefix("plasm_dht.") for each in found if not each.ispkg]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_no_bound_is_missing(module: str) -> None:
     """A constant called MAX_ or DEFAULT_MAX_ bounds what others can do; each is in the table, or an argument is."""
     named = {row["name"] for row in ROWS}
     arguments = {f"DEFAULT_{name[:-2].removeprefix('PlasmServer(').upper()}" for name in named if name.endswith("=)")}
-    constants = {
-        match[1]
-        for match in re.finditer(
-            r"^((?:DEFAULT_)?MAX_[A-Z_]+) = ", inspect.getsource(importlib.import_module(f"plasm_dht.{module}")), re.M
-        )
-    }
+    source = inspect.getsource(importlib.import_module(f"plasm_dht.{module}"))
+    constants = {match[1] for match in re.finditer(r"^((?:DEFAULT_)?MAX_[A-Z_]+)\b.* = ", source, re.M)}
     assert {name for name in constants if f"{module}.{name}" not in named and name not in arguments} == set()
 
 
@@ -71,6 +76,8 @@ def test_the_figures_of_amplification_are_the_wires() -> None:
     assert f"`find_value` of {asked['find_value']} bytes with at most {wire.MAX_DATAGRAM:,} bytes" in squeezed()
     assert f"a ratio of {wire.MAX_DATAGRAM / asked['find_value']:.0f}" in squeezed()
     assert f"one ping of {len(wire.encode_request(key, 'ping', [key]))} bytes" in squeezed()
+    smallest = sign(Identity.generate(), "n", 0, seq=0, issued_at=0, expires_at=1).envelope
+    assert len(wire.encode_request(key, "store", [key, key, smallest])) > 2 * 50
     assert f"{2000 * wire.MAX_DATAGRAM / 1e6:.1f} MB a second" in squeezed()
 
 

@@ -20,6 +20,9 @@ from plasm_dht.record import Record, decode, freshest_first, keys_of, verify
 
 # Envelopes that one responder is asked for: the publishers that a holder keeps a key (storage.MAX_PUBLISHERS).
 MAX_ENVELOPES = 32
+# Signatures of one reply that are checked, 0.1 to 0.3 ms each: more of the smallest records do not fit a datagram of
+# ours, and whoever sends 9 KiB of junk is to hold up the loop no longer.
+MAX_IN_REPLY = 10
 
 
 def live(records: Iterable[Record], now: int, trust: frozenset[bytes]) -> Iterator[Record]:
@@ -160,8 +163,9 @@ class RecordLookup(NodeLookup):
         """Take in what it holds; ask again when there is more and all of it is wanted."""
         if found.now is not None and candidate.shown == 0:
             self.samples.append(found.now)
-        self._learn(candidate, found.envelopes)
-        candidate.shown += len(found.envelopes)
+        envelopes = found.envelopes[:MAX_IN_REPLY]
+        self._learn(candidate, envelopes)
+        candidate.shown += len(envelopes)
         return self.quorum is None and found.more and bool(found.envelopes) and candidate.shown < MAX_ENVELOPES
 
     def _learn(self, candidate: Candidate, envelopes: Iterable[bytes]) -> None:

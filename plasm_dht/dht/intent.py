@@ -89,16 +89,16 @@ class Intent:
 
     def sign(self, identity: Identity, now: int, elapsed: float) -> Record:
         """A record of what is meant at this moment (`now` in Unix ms, `elapsed` in s), above every earlier one."""
-        issued_at, end = now, now + int(self.ttl * 1000)
+        end = now + int(self.ttl * 1000)
         if self.withdrawn:
-            end = max(self.latest_end, now + LEAST_TOMBSTONE)
-            issued_at = max(now, end - MAX_TTL * 1000)  # no longer than holders accept, if our clock went back
+            # No longer than holders accept: our clock may have gone back, or liars had us sign for a far future.
+            end = min(max(self.latest_end, now + LEAST_TOMBSTONE), now + MAX_TTL * 1000)
         record = sign(
             identity,
             self.name,
             self.value,
             seq=min(max(self.last_seq + 1, now), MAX_SEQ),
-            issued_at=issued_at,
+            issued_at=now,
             expires_at=end,
             withdrawn=self.withdrawn,
         )

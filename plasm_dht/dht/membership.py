@@ -10,12 +10,11 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from plasm_dht.clock import Clock
 from plasm_dht.dht import ids
-from plasm_dht.dht.ids import Address
+from plasm_dht.dht.ids import Address, plain
 from plasm_dht.dht.lookup import NodeLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.stats import counted
-from plasm_dht.dht.udp import plain
 from plasm_dht.errors import ConfigError
 from plasm_dht.values import format_address
 

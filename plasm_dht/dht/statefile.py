@@ -80,7 +80,7 @@ class Row(NamedTuple):
         """Whether it is what was written."""
         try:
             return self.checksum == _checksum(self.key, self.envelope, *self[3:6])
-        except (struct.error, TypeError):  # SQLite keeps any type in any column
+        except (struct.error, TypeError):  # any type may be in any column
             return False
 
 
@@ -275,7 +275,7 @@ def _state(connection: sqlite3.Connection) -> State:
         state.node_id = node_id if is_id(node_id) else None
     state.contacts = connection.execute("SELECT ip, port FROM contacts").fetchall()
     for public_key, name, numbers in connection.execute("SELECT public_key, name, numbers FROM said ORDER BY numbers"):
-        with contextlib.suppress(struct.error, TypeError):
+        with contextlib.suppress(struct.error, TypeError, AttributeError):  # SQLite keeps any type in any column
             seq, end, _ = _NUMBERS.unpack(numbers)
             if numbers == _numbers(public_key, name, seq, end):
                 state.said[public_key, name] = seq, end

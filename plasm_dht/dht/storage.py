@@ -31,6 +31,9 @@ MAX_PUBLISHERS = 32
 # Ended holdings that one write looks at, at most, and holdings that it evicts: each takes about 20 us.
 EXPIRY_SLICE = 100
 EVICTION_SLICE = 100
+# Whether something can be forgotten that a wall clock which was stepped back still holds is looked at this often (s):
+# set to 1970 for a moment, it would else hold it for half a century.
+LOOK_AGAIN = 3600.0
 
 
 class Verdict(NamedTuple):
@@ -272,7 +275,7 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
             self._remove(key, holding)
             return
         self._expiry.cancel(holding.look_at, key)
-        holding.look_at = monotonic + (holding.keep_until - wall) / 1000
+        holding.look_at = monotonic + min((holding.keep_until - wall) / 1000, LOOK_AGAIN)
         self._expiry.schedule(holding.look_at, key)
 
     def _standing(self) -> Iterator[tuple[bytes, Holding]]:

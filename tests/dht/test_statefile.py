@@ -1,5 +1,6 @@
 """No file of whatever kind stops a node's start: what cannot be used is set aside, and nothing else is."""
 
+import contextlib
 import logging
 import os
 import random
@@ -18,7 +19,7 @@ from plasm_dht.dht.sqlite import SqliteStorage
 from plasm_dht.dht.statefile import StateFile
 from plasm_dht.errors import ConfigError
 from plasm_dht.record import shared_key
-from tests.dht.disk import Open, aside, put
+from tests.dht.disk import Open, aside, put, save
 from tests.dht.support import IDENTITIES, START, ManualClock, record
 
 TWO = IDENTITIES[2]
@@ -119,6 +120,28 @@ def test_flipped_bytes_do_not_stop_the_start_and_no_damaged_record_is_loaded(
         loaded += bool(held)
         storage.abandon()
     assert 5 < loaded < 60  # of both kinds
+
+
+@pytest.mark.parametrize("strange", [None, 7, 0.5, "text", b"bytes", b""])
+def test_a_row_of_other_types_stops_no_start_since_any_may_be_in_any_column(
+    opened: Open, path: Path, caplog: pytest.LogCaptureFixture, strange: object
+) -> None:
+    storage = opened()
+    storage.attach(ID, storage.clock)
+    storage.keep_contacts([("10.0.0.1", 8468)])
+    storage.keep_own(shared_key("own"), record(name="own"))
+    save(storage)
+    storage.abandon()
+    connection = sqlite3.connect(path, isolation_level=None)
+    for table, columns in {"node": 1, "contacts": 2, "said": 3, "records": 7}.items():
+        for at in range(columns):
+            row = connection.execute(f"SELECT * FROM {table}").fetchone()
+            changed = (*row[:at], strange, *row[at + 1 :])
+            with contextlib.suppress(sqlite3.IntegrityError):  # no key is NULL
+                connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * columns)})", changed)
+    connection.close()
+    starts(opened, caplog, path).abandon()
+    assert aside(path) == []
 
 
 def test_a_torn_write_ahead_log_loses_only_its_end(opened: Open, path: Path, caplog: pytest.LogCaptureFixture) -> None:

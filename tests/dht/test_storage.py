@@ -319,6 +319,20 @@ def test_forgetting_ends_while_the_wall_clock_is_behind(clock: ManualClock, publ
     assert len(storage) == 0
 
 
+def test_a_wall_clock_that_was_in_1970_for_a_moment_keeps_nothing_for_half_a_century(clock: ManualClock) -> None:
+    storage = RecordStorage(clock=clock)
+    for by in IDENTITIES[:32]:
+        storage.store(KEY, record(by=by, life=10).envelope)
+    clock.advance(11)
+    clock.step(-START / 1000)
+    storage.forget(100)
+    clock.step(START / 1000)
+    clock.advance(HOUR / 1000)
+    newcomer = record(by=IDENTITIES[32], issued_at=clock.wall())
+    assert storage.store(KEY, newcomer.envelope) == ACCEPTED
+    assert held(storage) == [newcomer.envelope]
+
+
 def test_a_wall_clock_stepped_forward_forgets_when_both_clocks_agree(
     storage: RecordStorage, clock: ManualClock
 ) -> None:
@@ -537,6 +551,19 @@ def test_a_nodes_own_records_are_never_evicted_and_always_kept(clock: ManualCloc
     assert len(storage) == 5
     assert storage.store(MANY[0][0], MANY[0][1].envelope) == Verdict("full")
     assert {key for key, _ in storage} == {key for key, _ in MANY[20:25]}
+
+
+def test_a_nodes_own_record_stays_when_others_under_its_key_are_evicted(clock: ManualClock) -> None:
+    storage = RecordStorage(clock=clock, max_records=3)
+    storage.attach(bytes(20), clock)
+    key, own = MANY[29]
+    storage.keep_own(key, own)  # the oldest of its key, and so the first to go
+    for by in IDENTITIES[1:3]:
+        assert storage.store(key, record(name=own.name, by=by, issued_at=START + 1).envelope) == ACCEPTED
+    for near, each in MANY[:2]:
+        assert storage.store(near, each.envelope) == ACCEPTED
+    assert storage.store(MANY[2][0], MANY[2][1].envelope) == Verdict("full")
+    assert {envelope for _, envelope in storage} == {own.envelope, MANY[0][1].envelope, MANY[1][1].envelope}
 
 
 def test_a_full_store_takes_a_newer_record_of_what_it_holds(clock: ManualClock) -> None:

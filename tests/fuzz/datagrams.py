@@ -11,6 +11,7 @@ from unittest import mock
 import msgspec
 
 from plasm_dht.dht import answers, limits, protocol, roundtrip, storage, wire
+from plasm_dht.dht.lookup import MAX_ASKED
 from plasm_dht.dht.protocol import Call
 from plasm_dht.dht.server import PlasmServer
 from plasm_dht.errors import PlasmError
@@ -316,7 +317,9 @@ class World(Stage):
             "rate limit": (len(node._rate_limit._buckets), most),
             "round trips": (len(node.round_trips._estimates), roundtrip.MAX_ADDRESSES),
             "recent round trips": (len(node.round_trips._recent), roundtrip.RECENT),
-            "pings": (len(node._pings), pings * 2 + 8), "deferred": (len(node._deferred), pings),
+            # those that others cause, and those of the lookups, which have whom they ask say its id
+            "pings": (len(node._pings), pings * 2 + 8 + MAX_ASKED * node.ksize * TASKS),
+            "deferred": (len(node._deferred), pings),
             "calls": (len(node._calls), pings * 2 + 8 + 100 * (TASKS + 2 * 4 + 4)),
             "answers": (len(node._answers._nodes), answers.KEPT), "found": (len(node._answers._found), answers.KEPT),
             "records": (store.records, store.max_records + own), "bytes": (store.bytes, store.max_bytes + 1000 * own),

@@ -142,7 +142,7 @@ def pointer_bytes(data: bytes) -> None:
     except VerificationError as error:
         _one_line(error)
     else:
-        require(pointer.url.isprintable() and pointer.url.startswith("http"), f"a URL like {pointer.url!r}")
+        require(pointer.url.isprintable() and pointer.url.lower().startswith("http"), f"a URL like {pointer.url!r}")
         require(Pointer.decode(pointer.encode()) == pointer, "it does not survive being encoded")
 
 

@@ -9,23 +9,39 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
-from plasm_dht.provider import web
+from plasm_dht.dht.routing import Contact
+from plasm_dht.dht.server import PlasmServer
+from plasm_dht.provider import gateway, page, web
 from plasm_dht.provider.artifacts import ArtifactScanner
-from plasm_dht.provider.site import Page, Site
+from plasm_dht.provider.journal import Journal
+from plasm_dht.provider.manifest import Pointer, record_name
+from plasm_dht.provider.metrics import Exposition
+from plasm_dht.provider.site import Page
+from plasm_dht.record import shared_key
+from tests.dht.support import IDENTITIES, HalfManualClock, record
+from tests.fuzz.datagrams import LineLoop
+from tests.fuzz.documents import MANIFEST
 from tests.fuzz.guard import Stage, require
 from tests.fuzz.source import Source, mutated
-from tests.virtual.loop import VirtualLoop
 
 TARGET = "stable/arm64"
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SECRET = b"TOP SECRET"
+HOSTILE = "<img src=x onerror=alert(1)>"
+TRUSTED, OTHER = "http://10.0.0.7:8080/stable/arm64/manifest.json", "http://evil.example/stable/arm64/manifest.json"
+# Live for as long as a world may be.
+LIFE = 604_800
 METHODS = ("GET", "GET", "GET", "GET", "HEAD", "POST", "OPTIONS", "CONNECT", "TRACE", "get", "X", "")
 PATHS = (
     f"/{TARGET}/vmlinuz", f"/{TARGET}/vmlinuz", f"/{TARGET}/empty", f"/{TARGET}/manifest.json", "/", "/health",
     "/status", f"/{TARGET}/.secret", f"/{TARGET}/way-out", f"/{TARGET}/../../outside", f"/{TARGET}/..%2f..%2foutside",
     f"/{TARGET}/%2e%2e/%2e%2e/outside", "//etc/passwd", "/etc/passwd/x", f"/{TARGET}/vmlinuz%00.txt", "/%ff/%fe/%fd",
     f"/{TARGET}/vmlinuz/", f"/{TARGET}//vmlinuz", "http://h/x", "*", "h:443", "", "/\u00e9/\u00e9/\u00e9", "/a b/c/d",
+    f"/dht/{TARGET}", f"/dht/{TARGET}/manifest.json", f"/dht/{TARGET}/manifest.json", "/dht/stable/none", "/dht/A/b",
+    "/dht/none/x/manifest.json", f"/dht/{TARGET}/vmlinuz", "/dht/..%2f../x", "/dht/%00/%0a", "/dht/x/" + "y" * 5000,
+    "/events", "/events", "/metrics", "/boot.ipxe", "/boot.ipxe?channel=stable", "/boot.ipxe?channel=%0d%0aX:%20y",
+    "/boot.ipxe?channel=%ff&channel=", f"/{TARGET}/boot.ipxe", "/style.css", "/page.js?x", "/icon.svg", "/events/..",
     f"/{TARGET}/%0d%0aX:%20y", f"/{TARGET}/vmlinuz?a=%00#b", "/" + "x" * 9000, "/%", "/%u0041/a/b", "http://[::1/x",
 )  # fmt: skip
 HEADERS = (
@@ -38,9 +54,11 @@ HEADERS = (
     "Connection: upgrade\r\nUpgrade: websocket", "Upgrade: h2c", "Expect: 100-continue", "Expect: x", "Cookie: a=\x01",
     "Content-Encoding: gzip", "Content-Type: multipart/form-data; boundary=", "Host: x", "Host: a\x00b", "X: \xff",
     "X-Long: " + "y" * 9000, "A: b\r\n" * 200 + "C: d", " folded: x", "NoColon", ": x", "X\x00: y", "Accept: br",
+    "Accept: application/openmetrics-text", "Accept: application/openmetrics-text; version=\u0661", "Accept: ;;,=q;",
+    "Last-Event-ID: 5", "Accept: text/event-stream",
 )  # fmt: skip
 BODIES = (b"", b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"fffffffff\r\n", b"-1\r\n", b"0\r\n" * 50)
-STATUSES = {200, 206, 304, 400, 404, 405, 412, 414, 416, 417, 431}
+STATUSES = {200, 206, 304, 307, 400, 403, 404, 405, 412, 414, 416, 417, 431, 502}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINE = re.compile(rb"^HTTP/\d\.\d (\d+) [^\r\n]*\r\n")
 
@@ -109,7 +127,7 @@ class Door:
         """It is closed at once."""
 
 
-class DoorLoop(VirtualLoop):
+class DoorLoop(LineLoop):
     """A virtual-time loop whose TCP servers are doors: `accept` makes who talks to one client."""
 
     accept: Any
@@ -133,14 +151,38 @@ class Server(Stage):
         (target / ".secret").write_bytes(SECRET)
         (root.parent / "outside").write_bytes(SECRET)
         (target / "way-out").symlink_to(root.parent / "outside")
+        (target / "cmdline").write_text("console=ttyS0 ; # || ${x}")
         artifacts = ArtifactScanner(root).scan().found[TARGET]
         self.requests = 0
         self.statuses: Counter[int] = Counter()
-        app = web.create_app(Site("rack <7>", {TARGET: Page(artifacts, b"{}\n")}))
-        self.runner, _ = self.run(web.serve(app, "10.0.0.9", 8080))
+        self.node = self._node()
+        self.runner, _ = self.run(web.serve(self._application(Page(artifacts, MANIFEST)), "10.0.0.9", 8080))
         self.server: Any = self.runner.server
         self.base = len(asyncio.all_tasks(self.loop))
         self.descriptors = _descriptors()
+
+    def _node(self) -> PlasmServer:
+        """A node that holds records of somebody who is trusted and of others, and has nobody to ask."""
+        node = PlasmServer(node_id=b"\x55" * 20, clock=HalfManualClock())
+        self.run(node.listen(8468))
+        name = record_name(TARGET)
+        trusted, other = (Pointer(url, "1", HOSTILE, bytes(32), 1).encode() for url in (TRUSTED, OTHER))
+        for by, value in zip(IDENTITIES, (trusted, other, b"no pointer"), strict=False):
+            node.storage.store(shared_key(name), record(value, by=by, name=name, life=LIFE).envelope)
+        return node
+
+    def _application(self, target: web.Page) -> web.Application:
+        """All that a provider answers over HTTP."""
+        site = web.Site(HOSTILE, {TARGET: target}, status=lambda: {"name": HOSTILE, "problems": {"x/y": HOSTILE}})
+        app = web.create_app(site)
+        table = self.node.protocol.router.__class__(None, 20, self.node.node, self.node.clock)
+        table.add_contact(Contact(b"\x01" * 20, "2001:db8::1", 8468))
+        journal = Journal(self.node.clock.now)
+        journal.note("published", HOSTILE, HOSTILE)
+        gateway.add_to(app, gateway.Gateway(self.node, table, [IDENTITIES[0].publisher_id]))
+        page.add_to(app, table, journal, lambda target: [HOSTILE])
+        site.metrics = Exposition(self.node, site.traffic).render
+        return app
 
     async def play(self, source: Source) -> None:
         """One connection with up to four requests in it, in pieces."""
@@ -164,6 +206,7 @@ class Server(Stage):
             connection.owner.eof_received()
             connection.close()
         await self.settle()
+        await asyncio.sleep(2 * page.TICK)  # so long the place of a page that was closed is kept
         left = len(asyncio.all_tasks(self.loop))
         require(left <= self.base + 1, f"{left} tasks are left by a client that has gone")
 
@@ -176,6 +219,9 @@ class Server(Stage):
             start, length = source.below(len(CONTENT)), source.below(len(CONTENT))
             head = f"GET /{TARGET}/vmlinuz HTTP/1.1\r\nHost: x\r\nRange: bytes={start}-{start + length}\r\n\r\n"
             return head.encode(), (206, CONTENT[start : start + length + 1])
+        if kind > 4:  # else most requests would be refused before anything looks at what is asked for
+            header = f"{source.pick(HEADERS)}\r\n" if source.below(2) else ""
+            return f"GET {source.pick(PATHS)} HTTP/1.1\r\nHost: x\r\n{header}\r\n".encode(), None
         lines = [f"{source.pick(METHODS)} {source.pick(PATHS)} HTTP/{source.pick(('1.1', '1.1', '1.0', '2.0', '9'))}"]
         lines += ["Host: x", *(source.pick(HEADERS) for _ in range(source.below(4)))]
         data = ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
@@ -194,10 +240,13 @@ class Server(Stage):
         require(line, f"no HTTP: {answer[:100]!r}")
         status = int(cast(re.Match[bytes], line)[1])
         self.statuses[status] += 1
+        head, _, body = answer.partition(b"\r\n\r\n")
+        require(b"<img" not in body or b"text/html" not in head, "a name is markup")
+        location = re.search(rb"\r\nLocation: ([^\r\n]*)", head)
+        require(location is None or location[1] == TRUSTED.encode(), f"a client is sent to {head!r}")
         require(status in STATUSES, f"status {status}: {answer[:300]!r}")
         if expected[0] is not None:  # the first one met a fresh connection
             require(status == expected[0][0], f"{status} instead of {expected[0][0]}")
-            head, _, body = answer.partition(b"\r\n\r\n")
             require(b"\r\nContent-Length: %d\r\n" % len(expected[0][1]) in head, f"another length: {head!r}")
             require(body.startswith(expected[0][1]), "another range than the one that was asked for")
 
@@ -211,6 +260,7 @@ class Server(Stage):
         self.check()
         try:
             self.run(self.runner.cleanup())
+            self.run(self.node.close())
         finally:
             super().end()
             self._folder.cleanup()

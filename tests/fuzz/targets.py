@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from tests.fuzz import documents
+from tests.fuzz import documents, states
 from tests.fuzz.datagrams import World
 from tests.fuzz.pages import Server
 from tests.fuzz.source import Source
@@ -88,6 +88,7 @@ def end() -> None:
     end_world()
     end_server()
     documents.renew()
+    states.renew()
 
 
 @contextmanager
@@ -96,7 +97,7 @@ def ended() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for stop in (end_world, end_server, documents.renew):
+        for stop in (end_world, end_server, documents.renew, states.renew):
             with suppress(Exception):
                 stop()
         raise
@@ -109,6 +110,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "pointer": _counted("pointer", documents.pointer_bytes),
     "manifest": _counted("manifest", documents.manifest_bytes),
     "settings": _counted("settings", documents.settings_bytes),
+    "state": _counted("state", states.state_bytes),
     "page": page,
 }
 

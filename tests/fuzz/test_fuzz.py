@@ -17,21 +17,21 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from plasm_dht import config, values
-from plasm_dht.dht import ids, limits, storage, wire
+from plasm_dht.dht import ids, limits, statefile, storage, wire
 from plasm_dht.dht.ids import NodeTuple
 from plasm_dht.dht.intent import Holder
 from plasm_dht.dht.routing import Contact
 from plasm_dht.errors import ConfigError
-from plasm_dht.provider import manifest, web
+from plasm_dht.provider import gateway, manifest, page, web
 from tests.fuzz.datagrams import World
 from tests.fuzz.guard import require
-from tests.fuzz.pages import DoorLoop, Server
+from tests.fuzz.pages import OTHER, DoorLoop, Server
 from tests.fuzz.source import Source
 from tests.fuzz.targets import TARGETS, ended, seeds, stages
 
 # Inputs of random bytes in a bounded run, besides those that hypothesis makes.
-RANDOM = {"datagram": 400, "record": 2000, "pointer": 2000, "manifest": 600, "settings": 300, "page": 700}
-EXAMPLES = {"datagram": 60, "page": 100}
+RANDOM = {"datagram": 400, "record": 2000, "pointer": 2000, "manifest": 600, "settings": 300, "page": 700, "state": 300}
+EXAMPLES = {"datagram": 60, "page": 100, "state": 60}
 
 
 def random_inputs(target: str) -> Iterator[bytes]:
@@ -211,6 +211,11 @@ PLANTED: list[tuple[str, Any, str, Any]] = [
     ("page", web, "_range", _one_too_many),
     ("page", web, "_logger", lambda: None),
     ("page", os, "close", lambda descriptor: None),
+    ("page", page, "escape", str),
+    ("page", gateway.Pointer, "decode", lambda value: manifest.Pointer(OTHER, "1", "x", bytes(32), 1)),
+    ("state", statefile, "_checksum", lambda *_: 0),
+    ("state", statefile, "_TORN", ()),
+    ("state", statefile.StateFile, "_set_aside", lambda self, now, why: [each.unlink() for each in self._paths()]),
 ]
 
 

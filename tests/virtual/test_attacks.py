@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 import pytest
 
 from plasm_dht.clock import RELEASED
+from plasm_dht.dht import wire
 from plasm_dht.dht.candidate import Candidate
-from plasm_dht.dht.find import RecordLookup
+from plasm_dht.dht.find import MAX_IN_REPLY, RecordLookup
 from plasm_dht.dht.routing import Contact
 from plasm_dht.record import bound_key, shared_key, sign
 from tests.virtual import liars
@@ -125,6 +126,20 @@ async def test_a_network_counts_for_two_in_a_quorum(network: Network) -> None:
             search._candidates.append(candidate)
             search._learn(candidate, [record.envelope])
         assert search._count_holders(record) == counted
+
+
+async def test_of_a_reply_no_more_signatures_are_checked_than_an_honest_one_can_have(network: Network) -> None:
+    node = await Nodes(network).start()
+    now = node.host.clock.wall()
+    small = [sign(identity(number), "n", 0, seq=number, issued_at=now, expires_at=now + 1) for number in range(1, 33)]
+    envelopes = [record.envelope for record in small]
+    honest = wire.read_found(wire.response(bytes(20), wire.found_result(envelopes, []) + wire.time_result(now)))
+    assert honest is not None
+    assert 8 < len(honest.envelopes) <= MAX_IN_REPLY
+    search = RecordLookup(node.server.protocol, shared_key("n"), k=20, alpha=3)
+    candidate = Candidate(Contact(bytes(19) + b"\x01", "10.0.0.1", PORT), 1, stale=False)
+    assert search.receive(candidate, wire.Found(envelopes, [], True, now))  # the rest is asked for again
+    assert (len(search.winners), candidate.shown) == (MAX_IN_REPLY, MAX_IN_REPLY)
 
 
 @pytest.mark.parametrize("withdrawn", [True, False])
@@ -290,6 +305,20 @@ async def test_a_publisher_two_hours_off_is_corrected_and_warned(
     publisher.kill()
     await asyncio.sleep(3660)
     assert await everywhere(readers, lambda node: node.get(NAME)) == [None] * 12
+
+
+async def test_whom_a_liar_had_sign_for_a_far_future_can_still_take_back_what_it_says(network: Network) -> None:
+    nodes = Nodes(network)
+    liar = await nodes.start()
+    publisher = await nodes.start([liar], identity=identity(1))
+    liar.host.clock.step(50 * 365 * 86_400)
+    await publisher.publish(NAME, b"v1")  # the only holder says so
+    liar.kill()
+    honest = [await nodes.start([publisher]) for _ in range(8)]
+    assert (await publisher.publish(NAME, b"v2")).stored == 8
+    assert await everywhere(honest, lambda node: node.get(NAME)) == [b"v2"] * 8
+    assert (await publisher.withdraw(NAME)).stored == 8
+    assert await everywhere(honest, lambda node: node.get(NAME)) == [None] * 8
 
 
 @pytest.mark.parametrize("hours", [2, -2])
