@@ -35,7 +35,6 @@ html_theme_options = {"top_of_page_buttons": []}
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 default_role = "code"  # the docstrings' `name` is code
 # The base library, the standard library and msgspec have no pages here to link to.
 nitpick_ignore_regex = [("py:.*", r"(?!plasm_dht).*")]
@@ -44,6 +43,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!plasm_dht).*")]
 _LOADED = re.compile(
     r"""<(?:script|img|iframe|source)[^>]*\ssrc="(https?:)?//|<link[^>]*\shref="(https?:)?//|url\(["']?(https?:)?//|@import"""
 )
+_kept: dict[str, list[str]] = {}
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +51,7 @@ class _Generated(SphinxDirective):
     """Markdown that `reference.py` makes."""
 
     def markdown(self) -> str:
+        """The text."""
         raise NotImplementedError
 
     def run(self) -> list[nodes.Node]:
@@ -68,6 +69,7 @@ class CommandReference(_Generated):
     option_spec: ClassVar[dict[str, Any]] = {"like": directives.unchanged}
 
     def markdown(self) -> str:
+        """As `reference.command` has it."""
         return reference.command(self.arguments[0], self.options.get("like"))
 
 
@@ -75,6 +77,7 @@ class SettingsReference(_Generated):
     """`{settings}`: every key of the configuration file."""
 
     def markdown(self) -> str:
+        """As `reference.settings` has it."""
         return reference.settings()
 
 
@@ -90,15 +93,20 @@ def _check_what_is_loaded(app: Sphinx, error: Exception | None) -> None:
                 _log.warning("%s loads something from another address", path.name)
 
 
-def _mark_code(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """In the docstring of an attribute napoleon takes what is before a colon for its type, unless it is code in rst."""
+def _keep(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     if what in ("attribute", "property"):
-        lines[:] = [re.sub(r"`([^`]+)`", r"``\1``", line) for line in lines]
+        _kept[name] = list(lines)
+
+
+def _restore(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Napoleon takes what is before the first colon of an attribute's docstring for its type: there is none."""
+    lines[:] = _kept.pop(name, lines)
 
 
 def setup(app: Sphinx) -> None:
     """Sphinx calls it."""
     app.add_directive("command", CommandReference)
     app.add_directive("settings", SettingsReference)
-    app.connect("autodoc-process-docstring", _mark_code, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", _keep, priority=100)  # napoleon has 500
+    app.connect("autodoc-process-docstring", _restore, priority=900)
     app.connect("build-finished", _check_what_is_loaded)

@@ -6,6 +6,7 @@ The texts are those of `--help`, of the docstrings in `plasm_dht.config`, and of
 import ast
 import importlib
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -167,7 +168,7 @@ def _docstrings(class_name: str) -> dict[str, str]:
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef))
     return {
         field.target.id: text.value.value
-        for field, text in zip(body, body[1:], strict=False)
+        for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr)
