@@ -168,7 +168,7 @@ def shown_commands() -> Iterator[str]:
     """What follows `plasm-dht` in each line of a block for a shell."""
     for page in PAGES:
         for block in re.findall(r"^ *```(?:console|sh)\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
+            for line in re.sub(r"\\\n(?:> )?", " ", block).splitlines():
                 inner = r"\$\(plasm-dht ([^)]*)\)"
                 yield from re.findall(inner, line)
                 yield from re.findall(r"(?:^ *(?:\$ )?|bin/)plasm-dht ([a-z][^#&]*)", re.sub(inner, "it", line))
