@@ -84,7 +84,7 @@ def test_the_pages_do_what_they_say(subtests: pytest.Subtests) -> None:
             readings[page] = start(ROOT / page, "samples", needs=needs)
     for page, reading in readings.items():
         with subtests.test(page):
-            assert end(reading) == ""
+            assert not (problem := end(reading)), problem
 
 
 def test_the_tutorial_does_what_it_says_with_a_real_kernel() -> None:
@@ -95,7 +95,7 @@ def test_the_tutorial_does_what_it_says_with_a_real_kernel() -> None:
         pytest.skip("PLASM_NETBOOT does not name a folder with debian-installer-12-netboot-arm64 unpacked")
     folder = str(unpacked[0].parents[5])
     reading = start(ROOT / "docs/tutorial.md", "netboot", needs=("make", "curl"), PLASM_NETBOOT=folder)
-    assert end(reading) == ""
+    assert not (problem := end(reading)), problem
 
 
 # --- the reader itself ----------------------------------------------------------------------------------------------
