@@ -97,12 +97,12 @@ def _epilog(text: str) -> Iterator[str]:
     if others:
         name, _, said = others.partition(": ")
         yield f"**{name}:** {_marked(said)}"
-    yield "**Exit codes:**\n\n" + "\n".join(f"- {_exit_code(each)}" for each in rest.strip().rstrip(".").split(";"))
+    yield "**Exit codes:**\n\n" + "\n".join(map(_exit_code, re.split(r";\s+(?=\d)", rest.strip().rstrip("."))))
 
 
 def _exit_code(text: str) -> str:
     code, _, meaning = " ".join(text.split()).partition(" ")
-    return f"`{code}`: {_marked(meaning)}"
+    return f"- `{code}`: {_marked(meaning)}"
 
 
 def _paragraphs(text: str) -> list[str]:

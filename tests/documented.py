@@ -207,9 +207,16 @@ def is_alone() -> bool:
         return not flags & UP
 
 
-def furnish(page: str) -> None:
-    """The addresses that the page speaks of, and /srv/boot, for whoever is alone."""
-    for address in sorted(set(re.findall(r"10\.0\.0\.\d+", page))):
+def addresses(page: str) -> set[str]:
+    """Those of other machines that the page's commands speak of."""
+    return {
+        each for step in steps(page) for typed in step.commands for each in re.findall(r"10\.0\.0\.\d+", typed.text)
+    }
+
+
+def furnish(machines: set[str]) -> None:
+    """These addresses, and /srv/boot, for whoever is alone."""
+    for address in sorted(machines):
         subprocess.run(["ip", "addr", "add", f"{address}/32", "dev", "lo"], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/srv"], check=True)
     shutil.copytree(ROOT / "docs/examples/artifacts", "/srv/boot")
@@ -218,8 +225,8 @@ def furnish(page: str) -> None:
 def main(page: Path, *kinds: str) -> None:
     """Do it, of the blocks that are `only` for something those for one of these kinds."""
     text = page.read_text()
-    if is_alone() and "10.0.0." in text:
-        furnish(text)
+    if is_alone() and (machines := addresses(text)):
+        furnish(machines)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkout(folder)

@@ -55,7 +55,9 @@ def flags_of(command: Any) -> set[str]:
 def test_a_command_is_documented_with_an_example_and_its_exit_codes(name: str) -> None:
     text = reference.command(name)
     assert f"plasm-dht {name}" in text.partition("**Example")[2].partition("```text\n")[2].partition("```")[0]
-    assert "\n- `0`: " in text.partition("**Exit codes:**")[2]
+    listed = text.partition("**Exit codes:**\n\n")[2].splitlines()
+    assert listed[0].startswith("- `0`: ")
+    assert all(re.match(r"- `\d+`: \w", line) for line in listed)
 
 
 def test_a_command_that_lacks_an_option_of_the_one_it_is_like_is_found_out() -> None:
@@ -107,8 +109,8 @@ def test_the_default_that_help_says_is_the_default(key: str) -> None:
     assert says == {toml(config.flat(config.Settings())[key]).strip('[]"')}
 
 
-# What a command does unless it is told: `publish` takes a free port, `node` serves no HTTP.
-OTHERWISE = {("publish", "port"), ("node", "http_port")}
+# What a command does unless it is told: `publish` has an address and a port of its own, `node` serves no HTTP.
+OTHERWISE = {("publish", "host"), ("publish", "port"), ("node", "http_port")}
 
 
 def test_every_exit_code_is_documented_and_no_other() -> None:
