@@ -1,5 +1,7 @@
 """The documentation has everything that the code offers, and what it points to is there. Nothing is built for that."""
 
+import ast
+import importlib
 import inspect
 import re
 import shlex
@@ -181,3 +183,17 @@ def test_a_command_that_a_page_shows_is_one(typed: str) -> None:
     words = shlex.split(typed)
     name = next(name for name in COMMANDS if words[: len(name.split())] == name.split())
     COMMANDS[name].make_context(name, words[len(name.split()) :])  # raises for an option that is not there
+
+
+def shown_python() -> Iterator[str]:
+    for page in PAGES:
+        yield from re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("text", sorted(set(shown_python())))
+def test_python_that_a_page_shows_is_python_and_imports_what_is_there(text: str) -> None:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("plasm_dht"):
+            module = importlib.import_module(node.module or "")
+            assert all(hasattr(module, alias.name) for alias in node.names)
