@@ -2,9 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test soak bench lint type format clean
+.PHONY: help venv serve test soak bench docs lint type format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +38,15 @@ soak: $(STAMP) ## run the long scenarios on the virtual network: minutes
 
 bench: $(STAMP) ## measure beside stock kademlia: minutes (BENCH="--full --write-docs": hours of virtual time, and the docs)
 	$(BIN)/python -m tests.bench $(BENCH)
+
+# What builds the site is installed when it is asked for: `make serve` does not wait for it.
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	@touch $@
+
+docs: $(DOCS_STAMP) ## build the site in build/docs; a warning is an error
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --nitpicky --quiet -d build/doctrees docs build/docs
+	@echo "the site is build/docs/index.html"
 
 lint: $(STAMP) ## ruff, and whether the format is right
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The scripts in `docs/examples`, as real processes that do what their first lines and docs/python.md say."""
+"""The scripts in `docs/examples`, as real processes that do what their first lines and docs/how-to/embed.md say."""
 
 import asyncio
 import signal
@@ -140,5 +140,5 @@ async def test_the_config_pointer_can_be_interrupted_while_it_waits_for_a_line(s
 async def test_each_has_help_that_shows_two_terminals_and_is_explained_in_the_docs(start: Start, script: str) -> None:
     lines = await (await start(script, "--help")).end()
     assert sum(line.strip().startswith(f"python {script} ") for line in lines) == 2
-    assert f"examples/{script}" in (EXAMPLES.parent / "python.md").read_text()
+    assert f"examples/{script}" in (EXAMPLES.parent / "how-to/embed.md").read_text()
     assert len((EXAMPLES / script).read_text().splitlines()) < 80

@@ -171,9 +171,9 @@ class Server(Stage):
             node.storage.store(shared_key(name), record(value, by=by, name=name, life=LIFE).envelope)
         return node
 
-    def _application(self, target: web.Page) -> web.Application:
+    def _application(self, target: Page) -> web.Application:
         """All that a provider answers over HTTP."""
-        site = web.Site(HOSTILE, {TARGET: target}, status=lambda: {"name": HOSTILE, "problems": {"x/y": HOSTILE}})
+        site = Site(HOSTILE, {TARGET: target}, status=lambda: {"name": HOSTILE, "problems": {"x/y": HOSTILE}})
         app = web.create_app(site)
         table = self.node.protocol.router.__class__(None, 20, self.node.node, self.node.clock)
         table.add_contact(Contact(b"\x01" * 20, "2001:db8::1", 8468))
