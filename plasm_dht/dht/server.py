@@ -60,8 +60,7 @@ class PlasmServer(RefusingServer):
         identity: who publishes; without one the node holds and reads but publishes nothing.
         record_ttl: life of a record in seconds, 1 to 604,800.
         refresh_interval: seconds after which a record is signed and published anew; 2/3 of `record_ttl` by default.
-        ksize, alpha, node_id: as in kademlia.
-        storage: a `RecordStorage` (else `TypeError`), which may remember the node's id.
+        ksize, alpha, node_id, storage: as in kademlia; a `RecordStorage` (else `TypeError`), which may remember the id.
         clock: where the time comes from.
         rate_limit: requests a second that one source address may send, bursts of twice that; `None`: no limit.
         quorum: holders that have to agree before `get` ends.

@@ -16,7 +16,7 @@ from plasm_dht.provider.artifacts import ArtifactScanner
 from plasm_dht.provider.journal import Journal
 from plasm_dht.provider.manifest import Pointer, record_name
 from plasm_dht.provider.metrics import Exposition
-from plasm_dht.provider.site import Page
+from plasm_dht.provider.site import Page, Site
 from plasm_dht.record import shared_key
 from tests.dht.support import IDENTITIES, HalfManualClock, record
 from tests.fuzz.datagrams import LineLoop
