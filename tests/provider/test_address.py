@@ -19,7 +19,9 @@ ROOM = logging.getLogger("plasm_dht.provider.address").name
 
 def sees(node: PlasmServer, ip: str) -> None:
     """Have a node see everybody at this address, as one does that is behind an address translation."""
-    node.protocol._handlers[wire.Stun] = lambda sender, request: wire.address_result((ip, sender[1]))
+    node.protocol._handlers[wire.Stun] = lambda sender, message_id, request: wire.response(
+        message_id, wire.address_result((ip, sender[1]))
+    )
 
 
 @asynccontextmanager
