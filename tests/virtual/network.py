@@ -207,7 +207,8 @@ class Network:
         host.sent += 1
         host.sent_bytes += size
         # A hash of numbers only, so it is the same in every process; the random id of a message is not.
-        self._trace = hash((self._trace, now, source.number, target.number, crc32(data[HEADER:])))
+        told = crc32(data[HEADER:], crc32(data[:1]))
+        self._trace = hash((self._trace, now, source.number, target.number, told))
         if size > self.largest:
             self.largest = size
         if self._observed:

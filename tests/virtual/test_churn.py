@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from plasm_dht.record import shared_key
 from tests.virtual.network import Conditions, Network
 from tests.virtual.nodes import Nodes, everywhere, identity
 
@@ -12,20 +13,19 @@ NAME = "/phase/stable/arm64/manifest"
 HOUR = 3600.0
 
 
-async def test_under_churn_every_reader_finds_the_newest_value_every_minute_of_a_day(network: Network) -> None:
+async def test_under_churn_a_reader_finds_the_newest_value_every_minute_of_a_day(network: Network) -> None:
     nodes = Nodes(network)
     await nodes.grow(24)
-    first = nodes.nodes[
-        0
-    ]  # the bootstrap node, the publisher and the reader stay; half of the others go every two hours
+    first = nodes.nodes[0]  # it, the publisher and the reader stay; half of the others go every two hours
     publisher = await nodes.start([first], identity=identity(1))
-    reader = await nodes.start([first])
+    reader = await nodes.start([first], node_id=bytes(byte ^ 0xFF for byte in shared_key(NAME)))  # too far to hold it
     mortal = [node for node in nodes.nodes if node not in (first, publisher, reader)]
     value = b"0"
     await publisher.publish(NAME, value)
     replaced_at, changed_at = 0.0, 0.0
     lifetime = 2 * HOUR / (len(mortal) / 2)
     start = network.now
+    assert reader.server.storage.get(shared_key(NAME)) is None, "what it finds others have told it"
     for minute in range(24 * 60):
         await asyncio.sleep(start + 60 * (minute + 1) - network.now)
         while network.now - start - replaced_at >= lifetime:
@@ -88,6 +88,23 @@ async def test_the_only_bootstrap_node_may_restart(network: Network) -> None:
     await asyncio.sleep(600)  # two rounds of pinging stale contacts: another id answers at the old one's address
     newcomer = await nodes.start([again])
     assert await everywhere([again, newcomer, reader], lambda node: node.get(NAME)) == [b"v1"] * 3
+
+
+async def test_without_its_bootstrap_node_a_small_network_notices_a_cut_and_that_it_has_healed(
+    network: Network,
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(10)
+    nodes.nodes[0].kill()
+    one, other = nodes.nodes[1:5], nodes.nodes[5:]
+    network.partition([node.host for node in one])
+    await asyncio.sleep(1500)  # nobody asks for anything, and no bucket has been idle for an hour
+    for side in (one, other):
+        known = [{each.address for each in node.server.protocol.router.live()} for node in side]
+        assert known == [{each.address for each in side if each is not node} for node in side]
+    network.heal()
+    await asyncio.sleep(660)  # two rounds of pinging three who were silent
+    assert [node.server.protocol.router.live_count for node in nodes.alive()] == [8] * 9
 
 
 async def test_a_publisher_whose_neighbours_have_all_died_still_shows_its_record_to_whoever_asks_it(

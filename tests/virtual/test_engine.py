@@ -150,3 +150,4 @@ def trace_of_a_datagram(data: bytes) -> str:
 def test_a_trace_tells_what_was_sent_without_the_random_id_of_the_message() -> None:
     assert trace_of_a_datagram(b"\x00" + b"a" * 20 + b"one") == trace_of_a_datagram(b"\x00" + b"b" * 20 + b"one")
     assert trace_of_a_datagram(b"\x00" + b"a" * 20 + b"one") != trace_of_a_datagram(b"\x00" + b"a" * 20 + b"two")
+    assert trace_of_a_datagram(b"\x00" + b"a" * 20 + b"one") != trace_of_a_datagram(b"\x01" + b"a" * 20 + b"one")

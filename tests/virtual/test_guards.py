@@ -1,9 +1,14 @@
 """Each guard of tests/conftest.py fails the test that it should, and no other."""
 
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,15 +80,18 @@ async def test_good_because_unguarded():
     time.sleep(0.3)
 """
 
-VIRTUAL = """
-import asyncio, time
-import pytest
+FACTORIES = """
 from tests.virtual.loop import VirtualLoop
-
-held = []
 
 def pytest_asyncio_loop_factories(config, item):
     return {"virtual": VirtualLoop}
+"""
+
+VIRTUAL = """
+import asyncio, time
+import pytest
+
+held = []
 
 class Server(asyncio.DatagramProtocol):
     pass
@@ -118,43 +126,54 @@ async def test_bad_datagram_handler_that_raises(network):
 async def test_good_thread_work_takes_its_time(network):
     asyncio.get_running_loop().slow_callback_duration = 0.2
     await asyncio.to_thread(time.sleep, 0.3)
+"""
 
-async def test_bad_assertion(network):
-    await asyncio.sleep(24000)
+# What happens in both depends on the seed: which datagrams are lost, and when the others arrive.
+SCENARIOS = """
+import asyncio
+import pytest
+from tests.virtual.network import Conditions
+from tests.virtual.speed import PAYLOAD, Bounce
+
+async def fail(network):
+    network.conditions = Conditions(loss=0.01)
+    for _ in range(5):
+        with network.host() as host:
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+                Bounce, local_addr=("0.0.0.0", 8468)
+            )
+        transport.sendto(PAYLOAD, ("10.0.0.1", 8468))
+    await asyncio.sleep(600)
     assert False
+
+async def test_short(network):
+    await fail(network)
 
 @pytest.mark.soak
-async def test_bad_assertion_of_soak(network):
-    assert False
+async def test_long(network):
+    await fail(network)
 """
+
+FAILURE = re.compile(r"\n(?P<what>seed 77 at 600\.000 virtual seconds, trace [0-9a-f]{16})\nreplay: (?P<replay>.*)\n")
 
 
 def outcomes(folder: Path, conftest: str, tests: str, *options: str) -> tuple[dict[str, bool], str]:
-    """Whether each test passed, and what pytest printed."""
+    """Whether each test passed, and what pytest printed. The folder has the settings of this repository."""
     (folder / "conftest.py").write_text(conftest)
     (folder / "test_sample.py").write_text(tests)
-    config = [
-        "-c",
-        str(ROOT / "pyproject.toml"),
-        "--rootdir",
-        str(folder),
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "pythonpath=",
-    ]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *config, "-v", "--color=no", *options, str(folder / "test_sample.py")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    lines = re.findall(r"::(test_\w+)(?:\[\w+\])? (PASSED|FAILED|ERROR)", run.stdout)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    output = run(folder, shlex.join([sys.executable, "-m", "pytest", "-v", *options, "test_sample.py"]))
     passed: dict[str, bool] = {}
-    for name, outcome in lines:
+    for name, outcome in re.findall(r"::(test_\w+)(?:\[\w+\])? (PASSED|FAILED|ERROR)", output):
         passed[name] = passed.get(name, True) and outcome == "PASSED"
-    return passed, run.stdout + run.stderr
+    return passed, output
+
+
+def run(folder: Path, command: str) -> str:
+    """What a shell command printed."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    ran = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    return ran.stdout + ran.stderr
 
 
 def test_guards_fail_tests_that_block_leak_or_lose(tmp_path: Path) -> None:
@@ -164,22 +183,17 @@ def test_guards_fail_tests_that_block_leak_or_lose(tmp_path: Path) -> None:
 
 
 def test_guards_fail_virtual_tests_too(tmp_path: Path) -> None:
-    factories = VIRTUAL[VIRTUAL.index("def pytest_asyncio") : VIRTUAL.index("class Server")]
-    head = CONFTEST + "from tests.virtual.loop import VirtualLoop\n"
-    passed, output = outcomes(tmp_path, head + factories, VIRTUAL, "--virtual-seed=77")
-    assert len(passed) == 6, output
+    passed, output = outcomes(tmp_path, CONFTEST + FACTORIES, VIRTUAL)
+    assert len(passed) == 5, output
     assert {name for name, good in passed.items() if good} == {name for name in passed if "good" in name}, output
-    replay = re.search(
-        r"seed 77 at 24000.000 virtual seconds.*\nreplay: .*test_bad_assertion' --virtual-seed=77\n", output
-    )
-    assert replay, output
 
 
-def test_the_printed_command_replays_a_soak_test_too(tmp_path: Path) -> None:
-    factories = VIRTUAL[VIRTUAL.index("def pytest_asyncio") : VIRTUAL.index("class Server")]
-    head = CONFTEST + "from tests.virtual.loop import VirtualLoop\n"
-    _, output = outcomes(tmp_path, head + factories, VIRTUAL, "-m", "soak")
-    replay = re.search(r"\nreplay: .*::test_bad_assertion_of_soak' (--virtual-seed=1 .*)", output)
-    assert replay, output
-    passed, output = outcomes(tmp_path, head + factories, VIRTUAL, *replay[1].split())
-    assert passed == {"test_bad_assertion_of_soak": False}, output
+@pytest.mark.parametrize("marks", ["not soak", "soak"])
+def test_the_printed_command_replays_a_scenario_that_failed(tmp_path: Path, marks: str) -> None:
+    _, output = outcomes(tmp_path, CONFTEST + FACTORIES, SCENARIOS, "-m", marks, "--virtual-seed=77")
+    failed = FAILURE.search(output)
+    assert failed, output
+    replayed = run(tmp_path, failed["replay"])
+    again = FAILURE.search(replayed)
+    assert again, replayed
+    assert again["what"] == failed["what"], "the same seed, the same moment, the same trace"

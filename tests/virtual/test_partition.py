@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from plasm_dht.record import bound_key, decode, shared_key
 from tests.virtual.network import Network
 from tests.virtual.nodes import Node, Nodes, everywhere, identity
 
@@ -25,9 +26,10 @@ async def start(network: Network, ttl: int) -> tuple[Nodes, Node, list[Node]]:
     return nodes, publisher, nodes.nodes[:15]
 
 
-def stale_holders(nodes: list[Node], name: str, seq: int) -> list[Node]:
-    """Who holds an older record than this one."""
-    return [node for node in nodes if any(held < seq for held in node.seqs(name, AUTHOR))]
+def held_by(nodes: list[Node], name: str) -> set[bytes]:
+    """The envelopes of the record that any of the nodes holds, under either key."""
+    keys = (shared_key(name), bound_key(AUTHOR.public_key, name))
+    return {each.envelope for node in nodes for key in keys for each in node.server.storage.holdings(key)}
 
 
 async def found_by(nodes: list[Node], name: str) -> set[object]:
@@ -51,9 +53,9 @@ async def test_while_its_publisher_lives_everybody_has_the_newest_within_90_s_of
     assert await found_by(cut_off[:3], CHANGED) == {b"old"}, "the cut has to cut"
     network.heal()
     await asyncio.sleep(90)
+    assert [decode(each).seq for each in held_by(nodes.nodes, CHANGED)] == [changed.seq], "the same bytes everywhere"
+    assert [decode(each).seq for each in held_by(nodes.nodes, WITHDRAWN)] == [withdrawn.seq]
     everybody = [node for node in nodes.nodes if node is not publisher]
-    assert not stale_holders(everybody, CHANGED, changed.seq)
-    assert not stale_holders(everybody, WITHDRAWN, withdrawn.seq)
     for _ in range(5):
         assert await found_by(everybody, CHANGED) == {b"new"}
         assert await found_by(everybody, WITHDRAWN) == {None}
@@ -74,8 +76,8 @@ async def test_when_its_publisher_died_everybody_has_the_newest_within_11_minute
     network.heal()
     await asyncio.sleep(11 * 60)
     everybody = nodes.nodes[:30]
-    assert not stale_holders(everybody, CHANGED, changed.seq)
-    assert not stale_holders(everybody, WITHDRAWN, withdrawn.seq)
+    assert [decode(each).seq for each in held_by(everybody, CHANGED)] == [changed.seq], "the same bytes everywhere"
+    assert [decode(each).seq for each in held_by(everybody, WITHDRAWN)] == [withdrawn.seq]
     assert await found_by(everybody, CHANGED) == {b"new"}
     assert await found_by(everybody, WITHDRAWN) == {None}
     for _ in range(7):  # and from then on, ever
