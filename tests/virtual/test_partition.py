@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from plasm_dht.record import bound_key, decode, shared_key
+from plasm_dht.record import bound_key, decode, shared_key, sign
 from tests.virtual.network import Network
 from tests.virtual.nodes import Node, Nodes, everywhere, identity
 
@@ -84,3 +84,17 @@ async def test_when_its_publisher_died_everybody_has_the_newest_within_11_minute
         await asyncio.sleep(3600)
         assert b"old" not in await found_by(everybody, CHANGED)
         assert await found_by(everybody, WITHDRAWN) == {None}
+
+
+async def test_a_holder_that_passes_on_an_older_record_is_taught_the_newest(network: Network) -> None:
+    nodes = Nodes(network)
+    holder, publisher = await nodes.grow(2)
+    key, now = shared_key(CHANGED), publisher.host.clock.wall()
+    old, new = (
+        sign(AUTHOR, CHANGED, value, seq=seq, issued_at=now, expires_at=now + 2 * 3_600_000)
+        for seq, value in ((1, b"old"), (2, b"new"))
+    )
+    holder.server.storage[key] = old.envelope
+    publisher.server.storage.keep_own(key, new)  # which it does not replicate
+    await asyncio.sleep(3600 + 600 + 10)
+    assert holder.server.storage[key] == new.envelope

@@ -43,6 +43,21 @@ async def test_two_holders_of_an_older_record_next_to_the_reader_do_not_decide(n
     assert await reader.get(NAME) == b"new"
 
 
+async def test_a_quorum_that_is_fast_waits_for_whom_the_reader_has_asked_first(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(40)
+    holders = nearest(nodes)[:20]
+    reader = next(node for node in nearest(nodes)[20:] if knows(node, holders[:5]))
+    old, new = signed(reader, b"old", 1), signed(reader, b"new", 2)
+    fast = [holders[0], *holders[3:5]]  # the first of the three that are asked first, and two that are asked after it
+    for node in holders:
+        node.server.storage[shared_key(NAME)] = (old if node in fast else new).envelope
+    for node in fast:
+        network.link(reader.host, node.host, Conditions(latency=0.001))
+        network.link(node.host, reader.host, Conditions(latency=0.001))
+    assert await reader.get(NAME) == b"new", "one liar names others, and together they would be a quorum"
+
+
 async def test_a_reader_repairs_a_holder_of_an_older_record(network: Network) -> None:
     nodes = Nodes(network)
     await nodes.grow(6)
