@@ -11,19 +11,20 @@ from tests.virtual.nodes import Node, Nodes, everywhere, identity
 CHANGED = "/phase/stable/arm64/manifest"
 WITHDRAWN = "/phase/beta/arm64/manifest"
 AUTHOR = identity(1)
+NEAR = int.from_bytes(shared_key(CHANGED))
 # A link that has just healed needs as long to carry a round trip and a resend.
 ROUND_TRIP = 5
 
 
 async def start(network: Network, ttl: int) -> tuple[Nodes, Node, list[Node]]:
-    """30 nodes that hold two records of a publisher, and the half of them that will be cut off."""
+    """30 nodes that hold two records of a publisher, and the half of them that will be cut off: the nearest to one."""
     nodes = Nodes(network)
     await nodes.grow(30)
     publisher = await nodes.start([nodes.nodes[0]], identity=AUTHOR, record_ttl=ttl)
     await publisher.publish(CHANGED, b"old")
     await publisher.publish(WITHDRAWN, b"old")
     await asyncio.sleep(60)
-    return nodes, publisher, nodes.nodes[:15]
+    return nodes, publisher, sorted(nodes.nodes[:30], key=lambda node: node.server.node.long_id ^ NEAR)[:15]
 
 
 def held_by(nodes: list[Node], name: str) -> set[bytes]:
@@ -46,8 +47,8 @@ async def test_while_its_publisher_lives_everybody_has_the_newest_within_90_s_of
     network.partition([*(node.host for node in cut_off), *joining])
     changed = await publisher.publish(CHANGED, b"new")
     withdrawn = await publisher.withdraw(WITHDRAWN)
-    for host in joining:  # are handed the old ones on their side; the publisher does not know them
-        await nodes.start([cut_off[0]], host=host)
+    for number, host in enumerate(joining):  # are handed the old one on their side; the publisher does not know them
+        await nodes.start([cut_off[0]], host=host, node_id=(NEAR ^ number).to_bytes(20))
     await asyncio.sleep(cut_for)
     assert all(node.seqs(CHANGED, AUTHOR) for node in nodes.nodes[31:]), "newcomers are handed what they should hold"
     assert await found_by(cut_off[:3], CHANGED) == {b"old"}, "the cut has to cut"
