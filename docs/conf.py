@@ -2,6 +2,7 @@
 
 import re
 import sys
+from abc import ABC, abstractmethod
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,12 +48,12 @@ _kept: dict[str, list[str]] = {}
 _log = logging.getLogger(__name__)
 
 
-class _Generated(SphinxDirective):
+class _Generated(SphinxDirective, ABC):
     """Markdown that `reference.py` makes."""
 
+    @abstractmethod
     def markdown(self) -> str:
         """The text."""
-        raise NotImplementedError
 
     def run(self) -> list[nodes.Node]:
         for module in ("plasm_dht", "plasm_dht_cli"):

@@ -125,16 +125,17 @@ class Bucket(KBucket):  # type: ignore[misc]  # the base library has no types
 
     def yielding(self, newcomer: Contact) -> Contact | None:
         """Who makes room for a verified newcomer in a full bucket: a stale contact, else the third of one network."""
-        for contact in self.nodes.values():
+        contacts: list[Contact] = list(self.nodes.values())
+        for contact in contacts:
             if contact.is_stale:
-                return contact  # type: ignore[no-any-return]
-        share = Counter(network_of(contact.ip) for contact in self.nodes.values())
+                return contact
+        share = Counter(network_of(contact.ip) for contact in contacts)
         if network_of(newcomer.ip) is not None and share[network_of(newcomer.ip)] >= NETWORK_SHARE:
             return None
-        for contact in reversed(self.nodes.values()):
+        for contact in reversed(contacts):
             network = network_of(contact.ip)
             if network is not None and share[network] > NETWORK_SHARE:
-                return contact  # type: ignore[no-any-return]
+                return contact
         return None
 
 

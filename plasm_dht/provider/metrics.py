@@ -38,7 +38,7 @@ class Exposition(Collector):
         """(content type, body) in the format that the scraper's `Accept` header asks for."""
         # Not the library's `choose_encoder`: a header that it cannot read makes it raise.
         if "application/openmetrics-text" in accept:
-            encoded = open_metrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+            encoded = open_metrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]  # the library has no types there
             return open_metrics.CONTENT_TYPE_LATEST, encoded
         return PLAIN, generate_latest(self._registry)
 

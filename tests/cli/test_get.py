@@ -123,7 +123,7 @@ async def test_what_was_withdrawn_is_not_found(plasm: Run, node: Process) -> Non
 
 async def test_wait_finds_what_is_published_later(plasm: Run, node: Process) -> None:
     waiting = asyncio.ensure_future(get(plasm, node, "--wait", "30"))
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.5)  # it has asked and found nothing by then; that it does not end tells nobody anything
     assert not waiting.done()
     async with publisher(node, pointer()):
         done = await waiting

@@ -200,7 +200,7 @@ async def test_when_the_network_is_lost_one_line_on_stderr_says_so_and_it_goes_o
 async def test_without_any_node_it_keeps_trying_and_says_so_once(watch: Watch) -> None:
     watcher = await watch(TARGET, "--bootstrap", NOBODY)
     assert "no DHT node answers" in await watcher.complaint()
-    await asyncio.sleep(3)
+    await asyncio.sleep(3)  # it tries again meanwhile; that it says nothing more is no event
     assert await watcher.stop() == (0, "", "")
 
 
