@@ -16,21 +16,49 @@ CHANCE = 1e-5
 SLACK = 1.5
 # One node may be near by chance, and two: a network of few nodes says little.
 LEAST = 3
+# The nearest to a key that so many are by chance: of 50 liars who are nearer to it than anybody honest all are among
+# those, but for one key in fifty. Of the k = 20 who hold a record most are not.
+CORE = 4
+# The k closest that are seen may be a quarter of a crowd.
+FARTHER = 4
 
 
-def node_count(distances: Sequence[int]) -> float | None:
-    """How many nodes the network has, of the distances of those nearest to an id; `None` when those are too few."""
-    if len(distances) < LEAST:
+def node_count(distances: Sequence[int], key: int, k: int) -> float | None:
+    """How many nodes the network has, of the k nearest to an id; `None` when those are too few.
+
+    `distances`: of these and more, nearest first. `key`: the distance of a key. A crowd around it is not counted: it
+    differs from the id in the same highest bit as the key, and where the id is as near to the key as the crowd, in a
+    lower one. So those are counted who are farther than that; if they are fewer than k, those who are nearer, too.
+    """
+    outer = 1 << key.bit_length()
+    inner = outer >> 1 if key else 0
+    counted = [each for each in distances if each >= outer][:k]
+    if len(counted) == k:
+        return k * 2.0**SPACE_BITS / (counted[-1] + 1 - outer)
+    counted = [each for each in distances if not inner <= each < outer][:k]
+    if len(counted) < LEAST:
         return None
-    return (len(distances) - 1) * 2.0**SPACE_BITS / (distances[-1] + 1)
+    left_out = outer - inner if counted[-1] >= outer else 0
+    return (len(counted) - 1) * 2.0**SPACE_BITS / (counted[-1] + 1 - left_out)
 
 
-def is_crowded(distances: Sequence[int], nodes: float) -> bool:
-    """Whether the nodes at these distances to a key (nearest first) are too near for a network of so many."""
-    return any(
-        _at_least(count, SLACK * nodes * (distances[count - 1] + 1) / 2.0**SPACE_BITS) < CHANCE
-        for count in range(LEAST, len(distances) + 1)
-    )
+def crowd_radius(distances: Sequence[int], nodes: float) -> float | None:
+    """How far a crowd around a key may reach; `None` when the nodes at these distances (nearest first) are no crowd.
+
+    A crowd is too near for a network of so many nodes. More of it may be farther than those seen, but whoever is nearer
+    than anybody honest is mostly within `CORE`; more than half of the k closest are left out in no case.
+    """
+    crowd = [
+        distance
+        for count, distance in enumerate(distances, 1)
+        if count >= LEAST and _at_least(count, SLACK * nodes * (distance + 1) / 2.0**SPACE_BITS) < CHANCE
+    ]
+    return min(max(reach(CORE, nodes), FARTHER * crowd[-1]), reach(2.5 * CORE, nodes)) if crowd else None
+
+
+def reach(rank: float, nodes: float) -> float:
+    """The distance from a key within which so many of the nodes are by chance; of few nodes a quarter at most."""
+    return min(rank / nodes, 0.25) * 2.0**SPACE_BITS
 
 
 def reach_bits(k: int, nodes: float, margin: int = 0) -> range:

@@ -5,12 +5,13 @@ Every record is verified; of each publisher the newest counts, live or not.
 
 import asyncio
 import functools
+import math
 from bisect import insort
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from plasm_dht.clock import reader_time
-from plasm_dht.dht import wire
+from plasm_dht.dht import density, ids, wire
 from plasm_dht.dht.candidate import Candidate
 from plasm_dht.dht.lookup import Asker, NodeLookup
 from plasm_dht.dht.routing import NETWORK_SHARE, Contact, network_of
@@ -55,10 +56,19 @@ class RecordLookup(NodeLookup):
         self.winners: dict[bytes, Record] = {}
         self.own = Candidate(Contact(protocol.source_node.id, "", 0), 0, stale=False)
         self.samples: list[int] = []  # the responders' clocks (Unix ms)
+        self.nodes: float | None = None
+        self.core = math.inf
+        if protocol.source_node.id != ids.TRANSIENT_ID:
+            self.count(protocol.node_count(self.target.long_id))
         self._verified: dict[bytes, Record | None] = {}
         held = [holding.envelope for holding in protocol.storage.holdings(key)]
         self._verified.update((envelope, decode(envelope)) for envelope in held)  # what is held was verified
         self._learn(self.own, held)
+
+    def count(self, nodes: float | None) -> None:
+        """Take in how many nodes the network has, `None` when those are too few to say. Before it no quorum counts."""
+        self.nodes = nodes
+        self.core = 0.0 if nodes is None else density.reach(density.CORE, nodes)
 
     def live(self) -> list[Record]:
         """Each trusted publisher's newest record, if it is live, freshest first."""
@@ -127,7 +137,7 @@ class RecordLookup(NodeLookup):
         live = self.live()
         if live:
             newest = live[0]
-            if self._count_holders(newest) >= self.quorum and self._has_heard_several():
+            if self._is_agreed(newest) and self._has_heard_several():
                 return True
         window = self._window()
         if not all(candidate.answered or candidate.silent for candidate in window):
@@ -146,14 +156,41 @@ class RecordLookup(NodeLookup):
         """
         return all(each.answered or each.slow or each.failed for each in self._first)
 
-    def _count_holders(self, record: Record) -> int:
-        """How many show this record, of one network no more than two: several addresses there may be one machine."""
-        shown = Counter(
-            network_of(each.contact.ip) if each is not self.own else None
-            for each in [self.own, *self._candidates]
-            if (held := each.envelopes.get(record.public_key)) is not None and held.rank == record.rank
-        )
-        return sum(count if network is None else min(count, NETWORK_SHARE) for network, count in shown.items())
+    def _is_agreed(self, record: Record) -> bool:
+        """Whether a quorum shows this record, one of them not among the very nearest: who crowds there is no quorum."""
+        holders = [each for each in self._candidates if self._shows(each, record)]
+        if not holders or holders[-1].distance < self.core:
+            return False
+        return self._count_holders(holders) + self._shows(self.own, record) >= (self.quorum or 0)
+
+    def _shows(self, candidate: Candidate, record: Record) -> bool:
+        held = candidate.envelopes.get(record.public_key)
+        return held is not None and held.rank == record.rank
+
+    def _count_holders(self, holders: Iterable[Candidate]) -> int:
+        """How many they are, of one network no more than two: several addresses there may be one machine."""
+        networks = Counter(network_of(each.contact.ip) for each in holders)
+        return sum(count if network is None else min(count, NETWORK_SHARE) for network, count in networks.items())
+
+    def _next(self) -> tuple[Candidate | None, bool]:
+        candidate, complete = super()._next()
+        return candidate and self._apart(candidate), complete
+
+    def _apart(self, candidate: Candidate) -> Candidate:
+        """Whom to ask instead, so that those who are asked first can be a quorum: one of them is not as near."""
+        if self.quorum is None or candidate.distance >= self.core:
+            return candidate
+        near, other = 0, None
+        for each in self._candidates:
+            if each.distance >= 2 * self.k / density.CORE * self.core:
+                break  # nobody is a holder there
+            if each.distance < self.core:
+                near += each.asked and not each.failed
+            elif near < self.quorum - 1 or each.envelopes or (each.asked and not (each.answered or each.slow)):
+                return candidate
+            elif other is None and not (each.asked or each.stale) and self._is_vouched_for(each):
+                other = each
+        return other or candidate
 
     def query(self, candidate: Candidate) -> "asyncio.Future[Outcome]":
         """Ask for what it holds beyond what it has shown."""

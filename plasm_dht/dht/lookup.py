@@ -8,7 +8,7 @@ that are not there, or are somebody else, is believed no further.
 import asyncio
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kademlia.node import Node
 
@@ -60,15 +60,23 @@ class Asker(Protocol):
     def is_known(self, contact: Contact) -> bool:
         """Whether the node at this address has said this id lately."""
 
-    def node_count(self) -> float | None:
-        """How many nodes the network has; `None` when that is not known."""
+    def node_count(self, key: int) -> float | None:
+        """How many nodes the network has, whoever crowds around the key; `None` when that is not known."""
+
+
+class Hole(NamedTuple):
+    """Where a lookup asks nobody: whoever is nearer to a key than `radius`, since there is a crowd."""
+
+    key: int
+    radius: float
 
 
 class NodeLookup:
     """Finds the k closest nodes that answer."""
 
-    def __init__(self, protocol: Asker, key: bytes, *, k: int, alpha: int) -> None:
+    def __init__(self, protocol: Asker, key: bytes, *, k: int, alpha: int, hole: Hole | None = None) -> None:
         self.protocol = protocol
+        self._hole = hole
         self.target = Node(key)
         self.k = k
         self.alpha = alpha
@@ -93,9 +101,9 @@ class NodeLookup:
         loop = asyncio.get_running_loop()
         started, self._finished = loop.time(), loop.create_future()
         key = self.target.long_id
-        self._add(router.closest(key, self.k))
-        self._own = list(self._candidates)
-        self._add(router.closest(key, self.k, stale=True))
+        self._add(self._outside(router.closest(key, self.k if self._hole is None else WIDER * self.k)))
+        self._own = self._candidates[: self.k]
+        self._add(self._outside(router.closest(key, self.k, stale=True)))
         self._advance()
         try:
             async with asyncio.timeout(timeout):
@@ -113,10 +121,11 @@ class NodeLookup:
 
     async def run_beyond(self) -> "list[Contact]":
         """As `run`, and where attackers crowd around the id, besides those who would be the closest if they did not."""
-        found, nodes = await self.run(), self.protocol.node_count()
-        if nodes is None or not self.is_crowded(nodes):
+        found, nodes = await self.run(), self.protocol.node_count(self.target.long_id)
+        crowd = None if nodes is None else self.crowd(nodes)
+        if nodes is None or crowd is None:
             return found
-        others = await beyond(self.protocol, self.target.id, nodes, k=self.k, alpha=self.alpha, timeout=LOOKUP_TIMEOUT)
+        others = await beyond(self.protocol, crowd, nodes, k=self.k, alpha=self.alpha, timeout=LOOKUP_TIMEOUT)
         there = {contact.address for contact in found}
         return found + [contact for contact in others if contact.address not in there]
 
@@ -140,15 +149,12 @@ class NodeLookup:
         """Whether one that has replied counts only once it has said its id."""
         return True
 
-    def is_crowded(self, nodes: float) -> bool:
-        """Whether in a network of so many nodes the nearest that are alive are too near to be there by chance."""
+    def crowd(self, nodes: float) -> Hole | None:
+        """Around whom in a network of so many nodes too many are to be there by chance, those that are alive."""
         near = (each for each in self._candidates if each.answered or (each.namers is None and not each.failed))
         distances = [each.distance for each in near if not each.stale or each.answered]
-        return density.is_crowded(distances[: self.k], nodes)
-
-    def node_count(self) -> float | None:
-        """How many nodes the network has, by how near the closest are that answered."""
-        return density.node_count([each.distance for each in self.answered()[: self.k]])
+        radius = density.crowd_radius(distances[: self.k], nodes)
+        return None if radius is None else Hole(self.target.long_id, radius)
 
     def _add(self, contacts: Iterable[Contact], namer: Namer | None = None) -> None:
         for contact in contacts:
@@ -170,14 +176,19 @@ class NodeLookup:
         """
         if not self._widened:
             self._widened = True
-            self._add(self.protocol.router.closest(self.target.long_id, WIDER * self.k))
+            self._add(self._outside(self.protocol.router.closest(self.target.long_id, WIDER * self.k)))
 
     def _add_named(self, nodes: Iterable[ids.NodeTuple]) -> None:
         """Candidates that a responder named; of those in our own table we know better whether they answer."""
         find = self.protocol.router.find
         contacts = (find(node.id) or Contact(*node) for node in nodes if self._is_news(node) and ids.is_askable(node))
         # alpha, as with the stale: where half of all have died, one of three is alive in most cases.
-        self._add((each for each in contacts if each.address not in self._addresses), Namer(self.alpha))
+        named = (each for each in self._outside(contacts) if each.address not in self._addresses)
+        self._add(named, Namer(self.alpha))
+
+    def _outside(self, contacts: Iterable[Contact]) -> Iterable[Contact]:
+        hole = self._hole
+        return contacts if hole is None else (each for each in contacts if each.long_id ^ hole.key >= hole.radius)
 
     def _is_news(self, node: ids.NodeTuple) -> bool:
         """Whether it matters that somebody names it: most are candidates already that need nobody to name them."""
@@ -359,16 +370,15 @@ class NodeLookup:
 
 
 async def beyond(
-    protocol: Asker, key: bytes, nodes: float, *, k: int, alpha: int, timeout: float, margin: int = 0
+    protocol: Asker, crowd: Hole, nodes: float, *, k: int, alpha: int, timeout: float, margin: int = 0
 ) -> list[Contact]:
     """Nodes at the distance at which the farthest of the key's k closest would be among so many, by chance.
 
-    They are looked up by ids that differ from the key in one high bit: whoever crowds around the key is not near those.
+    They are looked up by ids that differ from the key in one high bit: of those everybody names others than the crowd.
     Two such bits, and `margin` more on either side for a reader, so that whoever takes the network for half or twice as
     large finds one of them, too.
     """
-    key_id = int.from_bytes(key)
-    targets = [(key_id ^ 1 << bit).to_bytes(ids.ID_BYTES) for bit in density.reach_bits(k, nodes, margin)]
-    lookups = (NodeLookup(protocol, target, k=k, alpha=alpha).run(timeout) for target in targets)
+    targets = [(crowd.key ^ 1 << bit).to_bytes(ids.ID_BYTES) for bit in density.reach_bits(k, nodes, margin)]
+    lookups = (NodeLookup(protocol, target, k=k, alpha=alpha, hole=crowd).run(timeout) for target in targets)
     found: Sequence[list[Contact]] = await asyncio.gather(*lookups)
     return list({contact.address: contact for each in found for contact in each}.values())

@@ -31,6 +31,8 @@ STORE_TIMEOUT = 4.0
 PING_BACK = 2.0
 # Pings to strangers under way at once; beyond it a stranger stays unverified.
 MAX_PINGS = 512
+# Contacts of which k are not near a key, in multiples of k: of one distance hardly more than 2k are known.
+AROUND = 4
 
 # The response to a request, given its sender and its message id; a coroutine where somebody has to be asked first.
 Handler: TypeAlias = Callable[[Address, bytes, Any], bytes | Coroutine[Any, Any, bytes]]
@@ -311,13 +313,16 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         """Whether it accepts the envelope under the key."""
         return self._call(node_to_ask.address, node_to_ask, "store", self.source_node.id, key, value)
 
-    def node_count(self) -> float | None:
-        """How many nodes the network has, by how near our neighbours are; `None` for a caller that has none."""
+    def node_count(self, key: int) -> float | None:
+        """How many nodes the network has, by how near our neighbours are that are no neighbours of the key.
+
+        `None` for a caller that has none.
+        """
         if self.source_node.id == ids.TRANSIENT_ID:
             return None
         own = self.source_node.long_id
-        neighbours = self.router.closest(own, self.ksize)  # all of these are known, and not all beyond
-        return density.node_count([own ^ each.long_id for each in neighbours])
+        near = [own ^ each for each in self.router.closest_ids(own, AROUND * self.ksize)]
+        return density.node_count(near, own ^ key, self.ksize)
 
     def is_known(self, contact: Contact) -> bool:
         """Whether the node at this address has said this id lately."""

@@ -1,11 +1,12 @@
 """Reading a name: at the bound keys of trusted publishers, at the shared key, and what a reading teaches."""
 
 import asyncio
+import heapq
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from plasm_dht.clock import Clock, reader_time
-from plasm_dht.dht import ids
+from plasm_dht.dht import density, ids
 from plasm_dht.dht.find import RecordLookup, live
 from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, NodeLookup, beyond
 from plasm_dht.dht.protocol import PlasmProtocol
@@ -13,6 +14,9 @@ from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.stats import FOUND, NO_ANSWER, NOT_FOUND
 from plasm_dht.identity import parse_publisher_id
 from plasm_dht.record import Record, bound_key, check_name, freshest_first, shared_key
+
+# Contacts that say who is near them, so that one liar does not decide how large the network is.
+COUNTED = 3
 
 
 class Reader:
@@ -70,18 +74,15 @@ class Reader:
                 RecordLookup(self._protocol, key, k=self._k, alpha=self._alpha, quorum=quorum, trust=publishers)
                 for key in keys
             ]
-            await asyncio.gather(*(lookup.run(deadline - loop.time()) for lookup in lookups))
+            counting = self._count_nodes(lookups, deadline)
+            await asyncio.gather(counting, *(lookup.run(deadline - loop.time()) for lookup in lookups))
+            await asyncio.gather(*(self._look_beyond(lookup, deadline) for lookup in lookups))
             return lookups
 
         lookups = await look_up(bound_key(each, name) for each in sorted(publishers))
-        await self._look_beyond(lookups, deadline)
         # An old record or a tombstone at the bound key may be all that a liar shows: the newest of both keys decides.
         if not self._live(lookups, publishers):
-            shared = await look_up([shared_key(name)])
-            lookups += shared
-            await self._look_beyond(shared, deadline)
-            if not self._live(lookups, publishers) and self._protocol.node_count() is None:
-                await self._look_beyond(lookups, deadline, await self._count_nodes(deadline))
+            lookups += await look_up([shared_key(name)])
         self._ahead = self._now(lookups) - self._clock.now()
         for lookup in lookups:
             if outdated := lookup.outdated():
@@ -103,23 +104,41 @@ class Reader:
         records = [record for record in newest.values() if record.envelope not in ended]
         return freshest_first(live(records, now, publishers))
 
-    async def _look_beyond(self, lookups: Sequence[RecordLookup], deadline: float, nodes: float | None = None) -> None:
-        """Where attackers crowd around a key, ask those who would hold it if they did not."""
+    async def _look_beyond(self, lookup: RecordLookup, deadline: float) -> None:
+        """Where attackers crowd around its key, ask those who would hold it if they did not."""
         loop = asyncio.get_running_loop()
-        nodes = nodes or self._protocol.node_count()
+        crowd = None if lookup.nodes is None else lookup.crowd(lookup.nodes)
+        if lookup.nodes is not None and crowd is not None:
+            rooms = {"k": self._k, "alpha": self._alpha}
+            left = deadline - loop.time()
+            found = await beyond(self._protocol, crowd, lookup.nodes, **rooms, timeout=left, margin=1)
+            lookup.samples.clear()  # whoever crowds around a key would be most of those who say what time it is
+            await lookup.ask_also(found, deadline - loop.time())
 
-        async def ask(lookup: RecordLookup) -> None:
-            if nodes is not None and lookup.is_crowded(nodes):
-                key, left = lookup.target.id, deadline - loop.time()
-                rooms = {"k": self._k, "alpha": self._alpha}
-                found = await beyond(self._protocol, key, nodes, **rooms, timeout=left, margin=1)
-                lookup.samples.clear()  # whoever crowds around a key would be most of those who say what time it is
-                await lookup.ask_also(found, deadline - loop.time())
+    async def _count_nodes(self, lookups: Sequence[RecordLookup], deadline: float) -> None:
+        """For a caller that does not stay, and so has no neighbours, contacts say who theirs are."""
+        if self._protocol.source_node.id != ids.TRANSIENT_ID or not lookups:
+            return
+        key = lookups[0].target.long_id
+        contacts = heapq.nlargest(COUNTED, self._protocol.router.live(), lambda each: each.long_id ^ key)
+        outcomes = await asyncio.gather(*(self._protocol.call_find_node(each, each) for each in contacts))
+        near = {
+            contact.long_id: sorted(int.from_bytes(node.id) ^ contact.long_id for node in outcome[1].nodes)
+            for contact, outcome in zip(contacts, outcomes, strict=True)
+            if outcome[1] is not None
+        }
+        unknown = [lookup for lookup in lookups if not self._count(lookup, near)]
+        if unknown and any(len(distances) >= self._k // 2 for distances in near.values()):
+            # no small network, and whoever was asked is a neighbour of the key
+            place = NodeLookup(self._protocol, random.randbytes(ids.ID_BYTES), k=self._k, alpha=self._alpha)
+            await place.run(deadline - asyncio.get_running_loop().time())
+            near = {place.target.long_id: [each.distance for each in place.answered()]}
+            for lookup in unknown:
+                self._count(lookup, near)
 
-        await asyncio.gather(*(ask(lookup) for lookup in lookups))
-
-    async def _count_nodes(self, deadline: float) -> float | None:
-        """How many nodes there are, from a lookup of a random id: a caller that does not stay has no neighbours."""
-        lookup = NodeLookup(self._protocol, random.randbytes(ids.ID_BYTES), k=self._k, alpha=self._alpha)
-        await lookup.run(deadline - asyncio.get_running_loop().time())
-        return lookup.node_count()
+    def _count(self, lookup: RecordLookup, near: Mapping[int, Sequence[int]]) -> bool:
+        """How many nodes there are by how near they are to some ids, away from the key; whether that says anything."""
+        counts = (density.node_count(near[each], each ^ lookup.target.long_id, self._k) for each in near)
+        known = sorted(count for count in counts if count is not None)
+        lookup.count(known[len(known) // 2] if known else None)
+        return bool(known)

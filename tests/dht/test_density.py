@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from plasm_dht.dht.density import _at_least, is_crowded, node_count, reach_bits
+from plasm_dht.dht.density import CORE, _at_least, crowd_radius, node_count, reach, reach_bits
 
 SPACE = 2**160
 
@@ -15,32 +15,61 @@ def drawn(seed: int, nodes: int, nearest: int) -> list[int]:
     return sorted(source.getrandbits(160) for _ in range(nodes))[:nearest]
 
 
+def counted(distances: list[int], key: int) -> float:
+    count = node_count(distances, key, 20)
+    assert count is not None
+    return count
+
+
 @pytest.mark.parametrize("nodes", [100, 500, 5000])
-def test_the_nodes_are_counted_to_a_half(nodes: int) -> None:
-    counts = [node_count(drawn(seed, nodes, 20)) for seed in range(50)]
-    assert all(count is not None and nodes / 2 < count < nodes * 2 for count in counts)
-    assert node_count([1, 2]) is None
+@pytest.mark.parametrize("key", [0, 1 << 159, 1 << 153, 1 << 140])
+def test_the_nodes_are_counted_to_a_half(nodes: int, key: int) -> None:
+    counts = [counted(drawn(seed, nodes, 80), key) for seed in range(50)]
+    assert all(nodes / 2.5 < count < nodes * 2.5 for count in counts)
+    assert node_count([1, 2], 0, 20) is None
+
+
+@pytest.mark.parametrize("rank", [1, 5, 15, 100])
+def test_a_crowd_around_a_key_is_not_counted_whoever_is_near_the_key(rank: int) -> None:
+    for seed in range(50):
+        source = random.Random(seed)
+        honest = sorted(source.getrandbits(160) for _ in range(450))  # by their distances to the key
+        own = honest[rank - 1]
+        crowd = [source.randrange(honest[0]) for _ in range(50)]
+        around = sorted(each ^ own for each in [*honest, *crowd] if each != own)
+        assert 450 / 2.5 < counted(around, own) < 450 * 2.5
 
 
 @pytest.mark.parametrize("nodes", [20, 100, 500, 5000])
 def test_honest_neighbours_are_no_crowd(nodes: int) -> None:
-    crowds = [is_crowded(drawn(seed, nodes, 20), nodes) for seed in range(300)]
-    assert crowds.count(True) <= 1
+    crowds = [crowd_radius(drawn(seed, nodes, 20), nodes) for seed in range(300)]
+    assert crowds.count(None) >= 299
 
 
-@pytest.mark.parametrize("liars", [12, 20])
-def test_liars_nearer_than_everybody_are_a_crowd(liars: int) -> None:
+@pytest.mark.parametrize("liars", [12, 20, 50])
+def test_liars_nearer_than_everybody_are_a_crowd_and_left_out(liars: int) -> None:
     for seed in range(50):
-        honest = drawn(seed, 450, 20)
+        honest = drawn(seed, 450, 40)
         source = random.Random(seed)
-        near = sorted([source.randrange(honest[0]) // 4 for _ in range(liars)] + honest)[:20]
-        assert is_crowded(near, 450)
+        crowd = [source.randrange(honest[0]) // 4 for _ in range(liars)]
+        radius = crowd_radius(sorted(crowd + honest)[:20], 450)
+        assert radius is not None
+        assert max(crowd) < radius
+        assert sum(each < radius for each in honest) <= 20
 
 
 def test_of_one_or_two_nodes_nothing_is_said() -> None:
-    assert not is_crowded([0, 0], 1e6)
-    assert is_crowded([0, 0, 0], 1e6)
-    assert not is_crowded([], 1e6)
+    assert crowd_radius([0, 0], 1e6) is None
+    assert crowd_radius([0, 0, 0], 1e6) == reach(CORE, 1e6)
+    assert crowd_radius([], 1e6) is None
+
+
+def test_of_a_crowd_more_is_left_out_than_is_seen_and_never_all_who_hold_the_record() -> None:
+    spacing = SPACE // 450
+    assert crowd_radius([spacing // 2] * 20, 450) == pytest.approx(reach(CORE, 450))
+    assert crowd_radius([2 * spacing] * 20, 450) == pytest.approx(8 * spacing, rel=1e-9)
+    assert crowd_radius([3 * spacing] * 20, 450) == pytest.approx(reach(10, 450), rel=1e-9)
+    assert reach(CORE, 8) == SPACE / 4  # of few nodes a quarter
 
 
 @pytest.mark.parametrize("nodes", [100, 500, 10_000, 1e9])

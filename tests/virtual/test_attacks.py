@@ -11,8 +11,9 @@ from plasm_dht.clock import RELEASED
 from plasm_dht.dht import wire
 from plasm_dht.dht.candidate import Candidate
 from plasm_dht.dht.find import MAX_IN_REPLY, RecordLookup
+from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
-from plasm_dht.record import bound_key, shared_key, sign
+from plasm_dht.record import Record, bound_key, shared_key, sign
 from tests.virtual import liars
 from tests.virtual.liars import KINDS, Book, Liar
 from tests.virtual.lookups import lookup, name_of
@@ -110,22 +111,56 @@ async def test_liars_who_name_each_other_and_show_an_older_record_lead_few_astra
     assert newest >= 90
 
 
+def shown(protocol: PlasmProtocol, record: Record, holders: Iterable[tuple[int, str]]) -> RecordLookup:
+    """A lookup in which holders at these distances to the key (of 2^160) and addresses have shown the record."""
+    search = RecordLookup(protocol, SHARED, k=20, alpha=3, quorum=3)
+    for distance, ip in holders:
+        contact = Contact((int.from_bytes(SHARED) ^ distance).to_bytes(20), ip, PORT)
+        search._candidates.append(Candidate(contact, distance, stale=False))
+        search._learn(search._candidates[-1], [record.envelope])
+    return search
+
+
 async def test_a_network_counts_for_two_in_a_quorum(network: Network) -> None:
     nodes = Nodes(network)
     node = await nodes.start()
     now = node.host.clock.wall()
     record = sign(identity(1), NAME, b"value", seq=now, issued_at=now, expires_at=now + 3_600_000)
-    for ips, counted in (
-        (["8.8.8.1", "8.8.8.2", "8.8.8.3", "8.8.8.4"], 2),
-        (["8.8.8.1", "8.8.8.2", "8.8.8.3", "8.8.9.1"], 3),
-        (["10.0.0.1", "10.0.0.2", "10.0.0.3", "127.0.0.1"], 4),
+    for ips, agreed in (
+        (["8.8.8.1", "8.8.8.2", "8.8.8.3", "8.8.8.4"], False),
+        (["8.8.8.1", "8.8.8.2", "8.8.8.3", "8.8.9.1"], True),
+        (["10.0.0.1", "10.0.0.2", "127.0.0.1"], True),
     ):
-        search = RecordLookup(node.server.protocol, SHARED, k=20, alpha=3, quorum=3)
-        for number, ip in enumerate(ips, 1):
-            candidate = Candidate(Contact(bytes(19) + bytes([number]), ip, PORT), number, stale=False)
-            search._candidates.append(candidate)
-            search._learn(candidate, [record.envelope])
-        assert search._count_holders(record) == counted
+        assert shown(node.server.protocol, record, enumerate(ips, 1))._is_agreed(record) is agreed
+
+
+async def test_the_nearest_alone_are_no_quorum(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(40)
+    protocol, now = nodes.nodes[1].server.protocol, nodes.nodes[1].host.clock.wall()
+    record = sign(identity(1), NAME, b"value", seq=now, issued_at=now, expires_at=now + 3_600_000)
+    near = [(number << 150, f"10.0.0.{number}") for number in range(1, 11)]  # by chance four are nearer than 2^157
+    assert not shown(protocol, record, near)._is_agreed(record)
+    assert shown(protocol, record, [*near[:2], (1 << 158, "10.0.1.1")])._is_agreed(record)
+    assert not shown(protocol, record, [near[0], (1 << 158, "10.0.1.1")])._is_agreed(record)
+
+
+async def test_of_those_who_are_asked_first_one_is_not_among_the_nearest(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(40)
+    search = RecordLookup(nodes.nodes[1].server.protocol, SHARED, k=20, alpha=3, quorum=3)
+    near = [
+        Contact((int.from_bytes(SHARED) ^ each << 150).to_bytes(20), f"10.9.0.{each}", PORT) for each in range(1, 31)
+    ]
+    apart = Contact((int.from_bytes(SHARED) ^ 1 << 158).to_bytes(20), "10.9.1.1", PORT)
+    search._add([*near, apart])
+    asked = []
+    for _ in range(4):
+        candidate, _ = search._next()
+        assert candidate is not None
+        candidate.asked = True
+        asked.append(candidate.contact)
+    assert asked == [near[0], near[1], apart, near[2]]
 
 
 async def test_of_a_reply_no_more_signatures_are_checked_than_an_honest_one_can_have(network: Network) -> None:
@@ -186,7 +221,10 @@ async def crowd(network: Network, book: Book, key: bytes, count: int, kind: str)
 async def crowded(
     network: Network, honest: int, keys: Sequence[bytes], count: int, kind: str, *, readers: int = 20
 ) -> list[object]:
-    """What readers with a trust list find of a name whose keys are each surrounded by so many liars."""
+    """What readers with a trust list find of a name whose keys are each surrounded by so many liars.
+
+    A quarter of them are callers that do not stay, and have no table.
+    """
     nodes = await grown(network, honest)
     publisher = publishers(nodes)[0]
     await publisher.publish(NAME, b"before")
@@ -195,7 +233,10 @@ async def crowded(
         await crowd(network, book, key, count, kind)
     await asyncio.sleep(60)
     trust = [identity(1).publisher_id]
-    chosen = random.sample([node for node in nodes.nodes if node is not publisher], readers)
+    others = [node for node in nodes.nodes if node is not publisher]
+    chosen = random.sample(others, readers)
+    for _ in range(readers // 4):  # and some that only ask, through one node each
+        chosen[random.randrange(readers)] = await nodes.start([random.choice(others)], node_id=bytes(20))
     found = await everywhere(chosen, lambda node: node.get(NAME, trust=trust))
     await asyncio.sleep(2500)  # past a refresh, which meets the crowd
     await publisher.publish(NAME, b"after")
