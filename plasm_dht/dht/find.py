@@ -134,16 +134,12 @@ class RecordLookup(NodeLookup):
         """Whether a quorum agrees on the freshest live record, or all but the silent have answered and there is one."""
         if self.quorum is None:
             return False
-        live = self.live()
-        if live:
-            newest = live[0]
-            if self._is_agreed(newest) and self._has_heard_several():
-                return True
-        window = self._window()
-        if not all(candidate.answered or candidate.silent for candidate in window):
+        if self.winners and self._has_heard_several() and (live := self.live()) and self._is_agreed(live[0]):
+            return True
+        if not all(candidate.answered or candidate.silent for candidate in self._window()):
             return False
         # That there is nothing is believed of k that answered, never of silence.
-        return bool(live) or sum(candidate.answered for candidate in window) >= self.k
+        return bool(self.live()) or sum(candidate.answered for candidate in self._window()) >= self.k
 
     def needs_id(self, candidate: Candidate) -> bool:
         """Whoever shows a record that was verified is a holder, whatever its id: a quorum need not wait for that."""

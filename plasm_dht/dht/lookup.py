@@ -7,7 +7,7 @@ that are not there, or are somebody else, is believed no further.
 
 import asyncio
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from kademlia.node import Node
@@ -199,21 +199,19 @@ class NodeLookup:
         """Whether it may be asked: it is known, or named by one whose nodes have not failed too often."""
         return candidate.namers is None or any(namer.credit > 0 for namer in candidate.namers)
 
-    def _window(self) -> list[Candidate]:
+    def _window(self) -> Iterator[Candidate]:
         """The k closest that count, and whoever is slow among them.
 
         Those that failed do not count, nor those known to be stale before they are asked. A slow one that does not
         answer is probably dead: the next is asked meanwhile, not two seconds later when it has failed.
         """
-        window: list[Candidate] = []
         counted = 0
         for candidate in self._candidates:
             if counted == self.k:
                 break
             if not candidate.failed and (candidate.asked or (not candidate.stale and self._is_vouched_for(candidate))):
-                window.append(candidate)
+                yield candidate
                 counted += candidate.answered or not candidate.slow
-        return window
 
     def _next(self) -> tuple[Candidate | None, bool]:
         """Whom to ask now, the nearest of the window or at last a stale one; and whether all of it have answered."""
@@ -252,8 +250,8 @@ class NodeLookup:
     def _advance(self) -> None:
         if self._finished is None or self._finished.done():
             return
-        complete = False
-        while not (done := self.is_done()):
+        done, complete = self.is_done(), False
+        while not done:
             candidate, complete = self._next()
             candidate = candidate or self._next_root()
             if candidate is None or self._in_flight >= self.alpha or self._asked >= MAX_ASKED * self.k:

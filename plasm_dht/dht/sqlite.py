@@ -146,8 +146,8 @@ class SqliteStorage(RecordStorage):
 
     # -- what is held ------------------------------------------------------------------------------------------------
 
-    def _take_in(self, key: bytes, holding: Holding) -> None:
-        super()._take_in(key, holding)
+    def _take_in(self, key: bytes, holding: Holding, held: Holding | None = None) -> None:
+        super()._take_in(key, holding, held)
         self._changes.records[key, holding.public_key] = holding
         self._changed.set()
 

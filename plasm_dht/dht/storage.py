@@ -326,12 +326,13 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
             older = decode(held.envelope)
             changed = (older.withdrawn, older.value) != (record.withdrawn, record.value)
             holding.inherit(held, changed=changed)
-            self._remove(key, held)
-        self._take_in(key, holding)
+        self._take_in(key, holding, held)
 
-    def _take_in(self, key: bytes, holding: Holding) -> None:
-        """Hold it, besides what is held under the key of other publishers."""
-        self._shelve(key, [*self.held(key), holding])
+    def _take_in(self, key: bytes, holding: Holding, held: Holding | None = None) -> None:
+        """Hold it in the place of what was held of its publisher, besides what is held under the key of others."""
+        self._shelve(key, [*(each for each in self.held(key) if each is not held), holding])
+        if held is not None:
+            self._forget(key, held)
         self.records += 1
         self.bytes += len(holding.envelope)
         holding.look_at = max(0.0, holding.keep_deadline)
@@ -345,6 +346,10 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
     def _remove(self, key: bytes, holding: Holding) -> None:
         """Hold it no longer."""
         self._shelve(key, [each for each in self.held(key) if each is not holding])
+        self._forget(key, holding)
+
+    def _forget(self, key: bytes, holding: Holding) -> None:
+        """Count it no more, and tell whoever follows."""
         self.records -= 1
         self.bytes -= len(holding.envelope)
         self._expiry.cancel(holding.look_at, key)
@@ -367,6 +372,9 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
             holding.others = ()
         if not holdings:
             del self._shelves[key[-1]][key]
+            return
+        if len(holdings) == 1:
+            self._shelves[key[-1]][key] = holdings[0]
             return
         freshest, *others = sorted(holdings, key=lambda each: (each.issued_at, each.seq, each.envelope), reverse=True)
         freshest.others = tuple(others)
