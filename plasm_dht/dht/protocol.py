@@ -245,7 +245,8 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
 
     def rpc_store(self, sender: Address, message_id: bytes, request: wire.Store) -> bytes | Coroutine[Any, Any, bytes]:
         """Admit a record, or say why not; a coroutine when the sender's address has to answer a ping first."""
-        node_id, key, envelope = request.arguments
+        node_id, key, sent = request.arguments
+        envelope = wire.read_envelope(sent)
         self.welcome(sender, node_id)
         checked = self.storage.check(key, envelope)
         is_verified = self._verified.has(sender, self.clock.monotonic())

@@ -14,6 +14,7 @@ from plasm_dht.clock import Clock
 from plasm_dht.dht import ids, wire
 from plasm_dht.dht.due import DueLoop, DueQueue
 from plasm_dht.dht.holding import Holding
+from plasm_dht.dht.ids import Address
 from plasm_dht.dht.lookup import NodeLookup
 from plasm_dht.dht.order import TimedKeys
 from plasm_dht.dht.protocol import PlasmProtocol
@@ -31,6 +32,9 @@ EVERY, EVERY_CONTESTED = 3600.0, 600.0
 SPREAD, SPREAD_CONTESTED = 600.0, 30.0
 # A newcomer is given its records after this long (s), when both tables have settled.
 HAND_OFF_AFTER = 1.0
+# Newcomers that wait for it, at most. Who does not answer holds up those behind it, and whoever says another id at each
+# ping is new each time; who finds no room is given its records by the next replication.
+MAX_NEWCOMERS = 1000
 # Replications and hand-offs under way at once, and records of one hand-off under way at once.
 LIMIT = 4
 SLICE = 16
@@ -92,7 +96,7 @@ class Replicator:
         self._k = k
         self._alpha = alpha
         self._due = Replications(self._storage, clock)
-        self._newcomers: DueQueue[bytes] = DueQueue(clock, look_again=LOOK_AGAIN)
+        self._newcomers: DueQueue[Address] = DueQueue(clock, look_again=LOOK_AGAIN)
         self._storage.on_remove = self._due.cancel
 
     def on_change(self, key: bytes, holding: Holding) -> None:
@@ -104,8 +108,8 @@ class Replicator:
 
     def on_contact(self, contact: Contact) -> None:
         """Note a new contact, which may be closer to some of the records than others that hold them."""
-        if self._storage.records:
-            self._newcomers.schedule(contact.id, HAND_OFF_AFTER)
+        if self._storage.records and len(self._newcomers) < MAX_NEWCOMERS:
+            self._newcomers.schedule(contact.address, HAND_OFF_AFTER)
 
     async def run(self) -> None:
         """Pass on what is due, until cancelled."""
@@ -173,8 +177,8 @@ class Replicator:
             self._due.schedule(key, holding, every + spread * random.random())
         # else the k closest hold it now, and it is theirs to replicate
 
-    async def _hand_off(self, node_id: bytes) -> None:
-        contact = self._protocol.router.find(node_id)
+    async def _hand_off(self, address: Address) -> None:
+        contact = self._protocol.router.at(address)
         if contact is None:
             return
         handed = 0

@@ -158,7 +158,7 @@ async def greet(here: Neighbours, node_id: bytes, pauses: Pauses, what: str) -> 
     ticks = asyncio.create_task(pauses.ticks(what))
     try:
         async with asyncio.timeout(2):
-            await here.replicator._hand_off(contact.id)
+            await here.replicator._hand_off(contact.address)
     except TimeoutError:
         pass
     ticks.cancel()

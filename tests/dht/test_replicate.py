@@ -10,7 +10,7 @@ import pytest
 
 from plasm_dht.dht import storage as module
 from plasm_dht.dht.ids import ID_BYTES
-from plasm_dht.dht.replicate import LOOKED_AT
+from plasm_dht.dht.replicate import LOOKED_AT, MAX_NEWCOMERS
 from plasm_dht.dht.routing import Contact
 from plasm_dht.record import shared_key
 from tests.dht.scale import Neighbours, name_of, unsigned
@@ -68,7 +68,7 @@ async def test_a_newcomer_is_handed_exactly_what_it_should_hold_and_nobody_close
     here = here_with(contacts, 600)
     newcomer = here.add(near(bits, random.Random(contacts)))
     expected = [key for key in list(here.storage.keys()) if owed(here, newcomer, key)]
-    await here.replicator._hand_off(newcomer.id)
+    await here.replicator._hand_off(newcomer.address)
     assert [key for _, key in here.stored] == expected
 
 
@@ -78,7 +78,7 @@ async def test_a_newcomer_among_many_that_are_equally_far_is_handed_its_share() 
     for _ in range(30):
         here.router.add_contact(Contact(near(160, rng), "127.0.0.1", 2000 + len(here.router)))
     expected = [key for key in list(here.storage.keys()) if owed(here, newcomer, key)]
-    await here.replicator._hand_off(newcomer.id)
+    await here.replicator._hand_off(newcomer.address)
     assert [key for _, key in here.stored] == expected
     assert len(here.router) > 20
     assert 0 < len(expected) < 300
@@ -104,7 +104,7 @@ async def test_a_newcomer_is_handed_its_records_in_slices() -> None:
         here.add(near(160, random.Random(len(here.router))))
     newcomer = here.add(near(158, random.Random(2)))
     slices = count_closest(here)
-    await turning(slices, here.replicator._hand_off(newcomer.id))
+    await turning(slices, here.replicator._hand_off(newcomer.address))
     assert len(here.stored) > 3 * LOOKED_AT
     assert max(slices) <= 2 * LOOKED_AT
 
@@ -118,7 +118,7 @@ async def test_what_is_looked_at_and_not_owed_is_looked_at_in_slices_too() -> No
         return False
 
     cast(Any, here.replicator)._owes = owes
-    await turning(slices, here.replicator._hand_off(newcomer.id))
+    await turning(slices, here.replicator._hand_off(newcomer.address))
     assert sum(slices) > 700
     assert max(slices) <= LOOKED_AT
 
@@ -164,8 +164,18 @@ async def test_a_newcomer_that_wants_none_is_asked_no_more() -> None:
         return future
 
     cast(Any, here).call_store = refuse
-    await here.replicator._hand_off(newcomer.id)
+    await here.replicator._hand_off(newcomer.address)
     assert 0 < len(here.stored) <= 16
+
+
+def test_newcomers_without_end_do_not_queue_without_end() -> None:
+    here, rng = here_with(0, 1), random.Random(1)
+    for _ in range(2 * MAX_NEWCOMERS):  # one that says another id at each ping
+        here.replicator.on_contact(Contact(rng.randbytes(ID_BYTES), "127.0.0.1", 1))
+    assert len(here.replicator._newcomers) == 1
+    for port in range(1, 2 * MAX_NEWCOMERS):
+        here.replicator.on_contact(Contact(rng.randbytes(ID_BYTES), "127.0.0.1", port))
+    assert len(here.replicator._newcomers) == MAX_NEWCOMERS
 
 
 # -- when ------------------------------------------------------------------------------------------------------------

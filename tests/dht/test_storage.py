@@ -578,6 +578,16 @@ def test_a_full_store_takes_a_newer_record_of_what_it_holds(clock: ManualClock) 
     assert storage.holdings(key)[0].withdrawn
 
 
+def test_of_a_newer_record_only_the_bytes_that_it_adds_need_room(clock: ManualClock) -> None:
+    near, far = MANY[0], MANY[29]
+    storage = RecordStorage(clock=clock, max_bytes=len(near[1].envelope) + len(far[1].envelope))
+    storage.attach(bytes(20), clock)
+    for key, each in (near, far):
+        assert storage.store(key, each.envelope) == ACCEPTED
+        assert storage.store(key, record(name=each.name, issued_at=START + 1).envelope) == ACCEPTED
+    assert len(storage) == 2
+
+
 def test_a_record_stays_the_nodes_own_when_another_node_with_its_key_replaces_it(storage: RecordStorage) -> None:
     storage.keep_own(KEY, record(seq=1))
     storage.store(KEY, record(b"from elsewhere", seq=2).envelope)

@@ -1,6 +1,7 @@
 """The shapes on the wire: byte-identical to rpcudp and umsgpack, never above one datagram, deaf to nonsense."""
 
 import datetime
+import sys
 from typing import Any
 
 import msgspec
@@ -84,8 +85,23 @@ def test_what_rpcudp_sends_is_read(message_id: bytes, name: str, caller: bytes, 
     assert type(request) is REQUESTS[name]
     if isinstance(request, wire.FindValue):
         assert request.arguments == wire.Wanted(caller, key, 0)
+    elif isinstance(request, wire.Store):
+        *others, sent = request.arguments
+        assert others == [caller, key]
+        assert bytes(sent) == umsgpack.packb(value)
+        assert wire.read_envelope(sent) == (value if type(value) is bytes else None)
     else:
         assert repr(request.arguments) == repr(arguments)
+
+
+def test_what_is_to_be_stored_and_cannot_be_an_envelope_is_not_taken_apart() -> None:
+    junk = [{} for _ in range(9000)]
+    datagram = b"\x00" + bytes(20) + umsgpack.packb(["store", [bytes(20), bytes(20), junk]])
+    before = sys.getallocatedblocks()
+    request = wire.decode_request(datagram)
+    assert isinstance(request, wire.Store)
+    assert wire.read_envelope(request.arguments[2]) is None
+    assert sys.getallocatedblocks() - before < 1000
 
 
 @given(st.binary(max_size=300))
