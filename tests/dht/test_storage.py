@@ -582,10 +582,17 @@ def test_of_a_newer_record_only_the_bytes_that_it_adds_need_room(clock: ManualCl
     near, far = MANY[0], MANY[29]
     storage = RecordStorage(clock=clock, max_bytes=len(near[1].envelope) + len(far[1].envelope))
     storage.attach(bytes(20), clock)
+
+    def newer(each: Record, size: int) -> bytes:
+        return record(name=each.name, value=bytes(size), issued_at=START + size).envelope
+
     for key, each in (near, far):
         assert storage.store(key, each.envelope) == ACCEPTED
-        assert storage.store(key, record(name=each.name, issued_at=START + 1).envelope) == ACCEPTED
+        assert storage.store(key, newer(each, 50)) == ACCEPTED  # as large as what it replaces
     assert len(storage) == 2
+    assert storage.store(far[0], newer(far[1], 51)) == Verdict("full")
+    assert storage.store(near[0], newer(near[1], 51)) == ACCEPTED
+    assert [envelope for _, envelope in storage] == [newer(near[1], 51)]
 
 
 def test_a_record_stays_the_nodes_own_when_another_node_with_its_key_replaces_it(storage: RecordStorage) -> None:
