@@ -13,6 +13,8 @@ from kademlia.node import Node
 from kademlia.utils import digest
 
 from plasm_dht.dht import wire
+from plasm_dht.dht.limits import SILENT_FOR
+from plasm_dht.dht.protocol import MAX_PINGS
 from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.server import PlasmServer
 from plasm_dht.record import bound_key, decode, shared_key
@@ -503,6 +505,31 @@ async def test_without_a_limit_all_are_answered() -> None:
         for _ in range(100):
             flood.send(node.address, "ping", bytes(20))
         await until(lambda: flood.responses.qsize() == 100)
+
+
+async def test_a_stranger_that_stayed_silent_is_not_pinged_again_for_a_minute(ours: PlasmServer, raw: RawNode) -> None:
+    raw.answers = {}
+    ours.protocol.round_trips.sample(raw.address, 0.001)  # so that it is waited for 300 ms
+    for after, pings in ((0.0, 1), (SILENT_FOR - 1, 1), (1.0, 2)):
+        ours.clock.ahead += after
+        await raw.ask(ours.address, "find_node", raw.node_id, KEY)
+        await until(lambda: not ours.protocol._pings)
+        assert len({message_id for message_id, _, _ in raw.requests}) == pings
+
+
+async def test_no_more_strangers_are_pinged_at_once_than_the_bound_and_stores_that_wait_are_as_many(
+    ours: PlasmServer,
+) -> None:
+    protocol, envelope = ours.protocol, fresh(ours)
+    strangers = [(f"127.9.{number // 250}.{number % 250 + 1}", 9) for number in range(MAX_PINGS + 50)]
+    for number, stranger in enumerate(strangers):
+        request = wire.encode_request(node_id(number + 1), "find_node", (node_id(number + 1), KEY))
+        assert protocol._receive(request, stranger) is not None
+    assert len(protocol._pings) == MAX_PINGS
+    for number, stranger in enumerate(strangers):
+        request = wire.encode_request(node_id(number + 1), "store", (bytes(20), KEY, envelope))
+        assert protocol._receive(request, stranger) is None
+    assert (len(protocol._deferred), protocol.dropped["busy"]) == (MAX_PINGS, 50)
 
 
 async def test_no_reply_is_above_one_datagram_and_a_reader_sees_every_publisher(

@@ -52,6 +52,19 @@ async def test_nothing_ages_by_a_clock_that_stands_still_here(
     assert not [table for table in tables if table.find(victim.server.node.id)]
 
 
+async def test_a_store_waits_4_s_and_a_missed_one_is_no_missed_answer_of_the_contact(network: Network) -> None:
+    nodes = Nodes(network)
+    one, other = await nodes.grow(2)
+    protocol = one.server.protocol
+    contact = protocol.router.find(other.server.node.id)
+    other.kill()
+    began = network.now
+    assert not (await protocol.call_store(contact, bytes(20), b"x"))[0]
+    assert (network.now - began, contact.missed) == (pytest.approx(4), 0)
+    assert not (await protocol.call_ping(contact))[0]
+    assert contact.missed == 1
+
+
 async def test_a_provider_runs_on_the_bench_as_it_is(network: Network, tmp_path: Path) -> None:
     nodes = Nodes(network)
     await nodes.grow(5)
