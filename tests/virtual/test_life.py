@@ -275,6 +275,24 @@ async def test_a_clock_step_of_one_machine_loses_nothing_for_the_others(network:
     assert {held_by(node) for node in others} == {None}
 
 
+@pytest.mark.parametrize(("ahead", "is_corrected"), [(7, True), (6, False)])
+async def test_a_publisher_is_corrected_by_more_than_half_that_refuse_though_their_clocks_do_not_agree(
+    network: Network, ahead: int, is_corrected: bool
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(12)
+    for number, node in enumerate(nodes.nodes[:ahead]):
+        node.host.clock.step(2 * HOUR + 120 * number)
+    publisher = await nodes.start([nodes.nodes[-1]], identity=identity(1), record_ttl=3600)
+    receipt = await publisher.publish(NAME, b"v1")
+    if is_corrected:  # to the median of those that took it for expired; six are too far behind that, at both keys
+        assert publisher.server.clock.correction == pytest.approx((2 * HOUR + 360) * 1000, abs=1000)
+        assert receipt.refused == {"clock": 12}
+    else:
+        assert publisher.server.clock.correction == 0
+        assert receipt.refused == {"expired": 12}
+
+
 async def test_a_wall_clock_that_is_stepped_back_lengthens_no_life(network: Network) -> None:
     nodes = Nodes(network)
     await nodes.grow(30)
