@@ -604,10 +604,10 @@ def test_a_record_stays_the_nodes_own_when_another_node_with_its_key_replaces_it
 def test_own_records_live_by_the_corrected_clock_and_others_by_the_holders(
     storage: RecordStorage, clock: ManualClock
 ) -> None:
-    clock.correction = HOUR  # the network says that we are an hour behind
-    storage.keep_own(KEY, record(issued_at=START + HOUR, life=10))
-    assert storage.get(KEY) is not None
-    assert storage.holdings(KEY)[0].deadline == clock.monotonic() + 10
+    for clock.correction in (-HOUR, HOUR):  # the network says that we are an hour ahead, or behind
+        storage.keep_own(KEY, record(issued_at=START + clock.correction, life=10))
+        assert storage.get(KEY) is not None
+        assert storage.holdings(KEY)[0].deadline == clock.monotonic() + 10
     other = shared_key("other")
     assert storage.store(other, record(name="other", issued_at=START + HOUR).envelope) == Verdict("clock")
     storage.store(other, record(name="other", life=HOUR / 1000).envelope)  # what is admitted our own clock says,
