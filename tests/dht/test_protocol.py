@@ -13,7 +13,7 @@ from kademlia.node import Node
 from kademlia.utils import digest
 
 from plasm_dht.dht import wire
-from plasm_dht.dht.limits import SILENT_FOR
+from plasm_dht.dht.limits import SILENT_FOR, VERIFIED_FOR
 from plasm_dht.dht.protocol import MAX_PINGS
 from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.server import PlasmServer
@@ -365,6 +365,10 @@ async def test_a_store_is_admitted_after_the_sender_answered_a_ping(ours: PlasmS
     assert len(raw.named("ping")) == 1
     await raw.ask(ours.address, "store", raw.node_id, bound_key(IDENTITIES[0].public_key, NAME), envelope)
     assert len(raw.named("ping")) == 1  # it is verified now
+    for after, pings in ((VERIFIED_FOR - 1, 1), (2, 2)):
+        ours.clock.ahead += after
+        assert (await raw.ask(ours.address, "store", raw.node_id, KEY, fresh(ours)))["ok"]
+        assert len(raw.named("ping")) == pings
 
 
 async def test_refusals_carry_their_reason_and_what_is_held(ours: PlasmServer, raw: RawNode) -> None:

@@ -27,7 +27,11 @@ ID = b"\x42" * 20
 NOBODY = 65534
 
 
-def test_only_its_owner_can_read_it_and_it_survives_a_power_cut(opened: Open, path: Path) -> None:
+def test_only_its_owner_can_read_it_and_it_survives_a_power_cut(
+    opened: Open, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     path.parent.mkdir()
     path.touch(0o644)
     put(storage := opened(), record())
@@ -36,6 +40,7 @@ def test_only_its_owner_can_read_it_and_it_survives_a_power_cut(opened: Open, pa
         "node.sqlite-wal": 0o600,
         "node.sqlite.lock": 0o600,
     }
+    assert synced == [path.parent.stat().st_ino]  # SQLite sees to what is in its files, and not to their name
     assert storage._file is not None
     connection = storage._file._connection
     assert connection is not None
