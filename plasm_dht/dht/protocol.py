@@ -5,6 +5,7 @@ be pinged first. Nothing that arrives can raise: what is not of the right shape 
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
@@ -259,12 +260,10 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         return self._store_after_ping(sender, message_id, key, checked)
 
     async def _store_after_ping(self, sender: Address, message_id: bytes, key: bytes, record: Record) -> bytes:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PING_BACK):
-                answered, _ = await asyncio.shield(self._ping(sender))
-        except TimeoutError:
-            answered = False
-        if not answered:
+                await asyncio.shield(self._ping(sender))
+        if not self._verified.has(sender, self.clock.monotonic()):  # the answer may have come from another address
             return self._verdict(message_id, Verdict("unverified"))
         checked = self.storage.check(key, record.envelope)  # what is held may have changed meanwhile
         return self._verdict(message_id, self.storage.admit(key, checked) if isinstance(checked, Record) else checked)

@@ -314,6 +314,8 @@ async def test_an_answer_from_another_address_is_used_but_verifies_nothing(ours:
         now = ours.clock.monotonic()
         assert not ours.protocol._verified.has(raw.address, now)
         assert not ours.protocol._verified.has(other.address, now)
+        stored = await raw.ask(ours.address, "store", raw.node_id, KEY, fresh(ours))
+        assert (stored["ok"], stored["reason"]) == (False, "unverified")
 
 
 async def test_message_ids_are_drawn_anew_for_each_request(ours: PlasmServer, raw: RawNode) -> None:
