@@ -89,6 +89,17 @@ async def test_who_asks_is_pinged_once_and_enters_by_its_answer(ours: PlasmServe
     assert ours.protocol.router.find(raw.node_id).address == raw.address
 
 
+async def test_who_asks_is_pinged_only_where_its_id_would_get_a_place(raw: RawNode) -> None:
+    async with server(node_id=OWN, ksize=2) as node:
+        for number in range(4):
+            node.protocol.router.add_contact(
+                Contact(node_id((0xF << 156) + (number << 150)), f"127.8.0.{number + 1}", 9)
+            )
+        for asks_as, pings in ((b"\xf7" * 20, 0), (b"\x23" * 20, 1)):
+            await raw.ask(node.address, "find_node", asks_as, KEY)
+            assert len(raw.named("ping")) == pings
+
+
 async def test_an_id_that_the_ping_does_not_confirm_does_not_enter(ours: PlasmServer, raw: RawNode) -> None:
     await raw.ask(ours.address, "ping", b"\x99" * 20)
     await until(lambda: len(ours.protocol.router) == 1)
