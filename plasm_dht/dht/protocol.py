@@ -109,9 +109,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._socket: UdpSocket | None = None
         self._finds = {wire.FIND_NODE: self._answers.find_node, wire.FIND_VALUE: self._answers.find_value}
         self._own_id = wire.id_result(source_node.id)
-        self._handlers: dict[
-            type[wire.Request], Callable[[Address, bytes, Any], bytes | Coroutine[Any, Any, bytes]]
-        ] = {
+        self._handlers: dict[type[wire.Request], Handler] = {
             wire.Ping: self.rpc_ping,
             wire.Stun: self.rpc_stun,
             wire.Store: self.rpc_store,
@@ -246,8 +244,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
 
     def rpc_store(self, sender: Address, message_id: bytes, request: wire.Store) -> bytes | Coroutine[Any, Any, bytes]:
         """Admit a record, or say why not; a coroutine when the sender's address has to answer a ping first."""
-        node_id, key, sent = request.arguments
-        envelope = wire.read_envelope(sent)
+        node_id, key, envelope = request.read()
         self.welcome(sender, node_id)
         checked = self.storage.check(key, envelope)
         is_verified = self._verified.has(sender, self.clock.monotonic())

@@ -73,8 +73,7 @@ class Liar(asyncio.DatagramProtocol):
             return _encode(self.node_id)
         self.asked += 1
         if isinstance(request, wire.Store):
-            _, key, sent = request.arguments
-            envelope = wire.read_envelope(sent)
+            _, key, envelope = request.read()
             if envelope not in self.book.loot[key]:
                 self.book.loot[key].append(envelope)
             return {"ok": True, "reason": None, "held": None, "now": self.now() + TWO_HOURS * (self.kind == "clock")}
