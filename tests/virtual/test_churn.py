@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -88,6 +89,25 @@ async def test_the_only_bootstrap_node_may_restart(network: Network) -> None:
     await asyncio.sleep(600)  # two rounds of pinging stale contacts: another id answers at the old one's address
     newcomer = await nodes.start([again])
     assert await everywhere([again, newcomer, reader], lambda node: node.get(NAME)) == [b"v1"] * 3
+
+
+@pytest.mark.parametrize(("others", "every"), [(3, 300), (25, 3600)])
+async def test_the_bootstrap_addresses_are_asked_every_5_minutes_and_with_k_contacts_hourly(
+    network: Network, others: int, every: int
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(others)
+    node = await nodes.start([nodes.nodes[0]])
+    silent = network.host()
+    open_socket = asyncio.get_running_loop().create_datagram_endpoint
+    await silent.run(open_socket(asyncio.DatagramProtocol, local_addr=(silent.address, 8468)))
+    network.observe()
+    await node.host.run(node.server.bootstrap([(silent.address, 8468)]))
+    await asyncio.sleep(2.5 * HOUR)
+    asked = [now for now, _, target, *_ in network.record if target == (silent.address, 8468)]
+    pauses = [later - earlier for earlier, later in pairwise(asked) if later - earlier > 5]  # each is sent twice
+    assert len(pauses) >= 2
+    assert all(every - 3 <= pause < every + 61 for pause in pauses), pauses
 
 
 async def test_without_its_bootstrap_node_a_small_network_notices_a_cut_and_that_it_has_healed(
