@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from plasm_dht.dht.sqlite import SqliteStorage
-from plasm_dht.dht.statefile import StateFile
+from plasm_dht.dht.statefile import WAL_KEPT, StateFile
 from plasm_dht.errors import ConfigError
 from plasm_dht.record import shared_key
 from tests.dht.disk import Open, aside, put, save
@@ -46,6 +46,7 @@ def test_only_its_owner_can_read_it_and_it_survives_a_power_cut(
     assert connection is not None
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert connection.execute("PRAGMA journal_size_limit").fetchone() == (WAL_KEPT,)
 
 
 def test_what_is_on_the_disk_at_one_moment_is_all_that_was_written_before(opened: Open, path: Path) -> None:
