@@ -90,6 +90,29 @@ async def test_the_only_bootstrap_node_may_restart(network: Network) -> None:
     assert await everywhere([again, newcomer, reader], lambda node: node.get(NAME)) == [b"v1"] * 3
 
 
+async def test_who_has_lost_everybody_asks_the_bootstrap_nodes_at_once(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(1)
+    first, later = nodes.nodes[0], network.host()
+    lost = await nodes.start([first])
+    await lost.host.run(lost.server.bootstrap([(later.address, 8468)]))  # nobody is there yet
+    await asyncio.sleep(61)  # the next upkeep is in 50 s and more
+    first.kill()
+    there = await nodes.start(host=later)
+    await lost.get(NAME)  # finds out that the only neighbour has died
+    await asyncio.sleep(2)
+    assert [each.address for each in lost.server.protocol.router.live()] == [there.address]
+
+
+async def test_a_bucket_that_was_idle_for_an_hour_is_refreshed(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(3)
+    await asyncio.sleep(HOUR + 61)
+    assert [node.server.protocol.router.neglected() for node in nodes.nodes] == [[], [], []]
+    await asyncio.sleep(HOUR)
+    assert [node.server.protocol.router.neglected() for node in nodes.nodes] == [[], [], []]
+
+
 async def test_without_its_bootstrap_node_a_small_network_notices_a_cut_and_that_it_has_healed(
     network: Network,
 ) -> None:
