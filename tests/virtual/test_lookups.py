@@ -16,7 +16,7 @@ from tests.virtual import lookups
 from tests.virtual.lookups import PUBLISHERS, Tap
 from tests.virtual.loop import VirtualLoop
 from tests.virtual.network import Conditions, Network
-from tests.virtual.nodes import Nodes
+from tests.virtual.nodes import Nodes, identity
 
 NAMES = [lookups.name_of(number) for number in range(PUBLISHERS)]
 
@@ -79,6 +79,18 @@ async def test_on_a_lan_a_get_does_not_wait_for_the_quarter_that_died_a_moment_a
     assert gets.missed == 0
     assert gets.quantile(1) < 0.020
     assert gets.datagrams < 20
+
+
+async def test_a_publish_looks_up_and_stores_under_both_keys_at_the_same_time(tap: Tap) -> None:
+    tap.conditions = Conditions(latency=0.05, sigma=0)
+    nodes = Nodes(tap)
+    await nodes.grow(3)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1))
+    await asyncio.sleep(10)
+    started = tap.now
+    receipt = await publisher.publish(NAMES[0], b"v1")
+    assert receipt.stored == 3
+    assert tap.now - started < 0.25  # one round trip for the lookups, one for the stores
 
 
 async def test_a_lost_datagram_is_sent_again(tap: Tap) -> None:
