@@ -104,6 +104,33 @@ async def test_who_has_lost_everybody_asks_the_bootstrap_nodes_at_once(network: 
     assert [each.address for each in lost.server.protocol.router.live()] == [there.address]
 
 
+@pytest.mark.parametrize(("k", "every"), [(20, 300), (2, HOUR)])
+async def test_bootstrap_addresses_are_asked_again_every_5_minutes_with_few_neighbours_and_else_hourly(
+    network: Network, k: int, every: float
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(3, ksize=k)
+    later = network.host()
+    asking = await nodes.start([nodes.nodes[0]], ksize=k)
+    await asking.host.run(asking.server.bootstrap([(later.address, 8468)]))  # nobody is there yet
+    there = await nodes.start(host=later)  # it knows nobody
+    await asyncio.sleep(every - 10)
+    assert there.server.protocol.router.live() == []
+    await asyncio.sleep(20)
+    assert there.address in [each.address for each in asking.server.protocol.router.live()]
+
+
+async def test_who_has_been_dead_for_a_day_is_forgotten(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(3)
+    *living, dead = nodes.nodes
+    dead.kill()
+    await asyncio.sleep(23 * HOUR)
+    assert [node.server.protocol.router.is_new_node(dead.server.node) for node in living] == [False, False]
+    await asyncio.sleep(2 * HOUR)
+    assert [node.server.protocol.router.is_new_node(dead.server.node) for node in living] == [True, True]
+
+
 async def test_a_bucket_that_was_idle_for_an_hour_is_refreshed(network: Network) -> None:
     nodes = Nodes(network)
     await nodes.grow(3)
