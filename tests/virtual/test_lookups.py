@@ -44,6 +44,13 @@ async def test_with_everybody_alive_lookups_are_exact_and_cheap(tap: Tap) -> Non
     later = await lookups.gets(tap, nodes.nodes, NAMES, 100, over=60.0)
     assert later.missed == 0
     assert later.datagrams < 20
+    publisher = next(node for node in nodes.nodes if node.server.identity)
+    tap.start()
+    await publisher.publish("another/name", b"v1")
+    await asyncio.sleep(10)
+    assert tap.causes["store"] == 2 * 20  # the k closest to both keys, each once
+    assert tap.causes["find_node"] + tap.causes["find_value"] < 2 * 23
+    assert tap.causes.total() < 250
     nothing = await lookups.gets(tap, nodes.nodes, ["no/such"], 50, found=False)
     assert nothing.missed == 0
     assert nothing.quantile(1) < 1.2
