@@ -109,6 +109,19 @@ async def test_a_reading_ends_at_its_deadline_with_the_best_that_it_has(network:
     assert 0.69 < network.now - started < 0.71
 
 
+async def test_the_only_neighbour_is_asked_once_more_when_both_requests_were_lost(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(2)
+    reader, holder = nodes.nodes
+    holder.server.storage[shared_key(NAME)] = signed(holder, b"v1", 1).envelope
+    wait = reader.server.protocol.round_trips.timeout(holder.address)
+    network.link(reader.host, holder.host, Conditions(loss=1.0))
+    reading = asyncio.ensure_future(reader.get(NAME))
+    await asyncio.sleep(1.5 * wait)
+    network.link(reader.host, holder.host, Conditions())
+    assert await reading == b"v1"
+
+
 async def test_a_stranger_that_has_died_is_waited_for_once_and_not_for_each_key(network: Network) -> None:
     nodes = Nodes(network)
     await nodes.grow(2)
