@@ -1,7 +1,7 @@
 """What a node says to `find_node` and `find_value`: the closest contacts, and what it holds.
 
 An answer is made of contacts that are encoded already, and is kept for the next who asks the same until the routing
-table or the storage changes: a popular name is asked for by everybody.
+table changes, or what is held under its key: a popular name is asked for by everybody.
 """
 
 from collections.abc import Collection
@@ -17,13 +17,15 @@ KEPT = 1024
 
 # A key; with an id, for whom is named in the answer of the key itself and must not be.
 Asked: TypeAlias = bytes | tuple[bytes, int | None]
+# A result without the time at its end, the ids that it names, and until when it holds (monotonic).
+Found: TypeAlias = tuple[bytes, Collection[int], float]
 
 
 class Answers:
     """Answers from one node's routing table and storage, encoded as whole datagrams.
 
     `stamp` has to be called when datagrams have arrived and before they are answered, and `forget_outdated` after what
-    may have changed the table or the storage meanwhile.
+    may have changed the table meanwhile.
     """
 
     def __init__(self, router: PlasmRoutingTable, storage: RecordStorage, clock: Clock, k: int) -> None:
@@ -32,13 +34,14 @@ class Answers:
         self._clock = clock
         self._k = k
         self._encoded = router.encoded
-        self._router_version = self._storage_version = -1
+        self._router_version = -1
         self._time = b""
         self._monotonic = 0.0
-        # A result and the ids that it names. Of what is held without the time at its end, and until when it holds
-        # (monotonic).
         self._nodes: dict[Asked, tuple[bytes, Collection[int]]] = {}
-        self._found: dict[Asked, tuple[bytes, Collection[int], float]] = {}
+        self._found: dict[bytes, Found] = {}
+        self._found_for: dict[bytes, dict[int | None, Found]] = {}  # by whom it must not name
+        self._made = 0
+        storage.on_shelved = self._forget_found
 
     def stamp(self) -> None:
         """Note the time, once for all that has arrived."""
@@ -47,9 +50,9 @@ class Answers:
         self.forget_outdated()
 
     def forget_outdated(self) -> None:
-        """Forget all answers if the routing table or the storage has changed."""
-        if self._router.version != self._router_version or self._storage.version != self._storage_version:
-            self._router_version, self._storage_version = self._router.version, self._storage.version
+        """Forget all answers if the routing table has changed."""
+        if self._router.version != self._router_version:
+            self._router_version = self._router.version
             self._forget()
 
     def find_node(self, message_id: bytes, key: bytes, asker: int | None) -> bytes:
@@ -63,7 +66,7 @@ class Answers:
         """What is held under the key, without the first `skip` envelopes; where nothing is held, as `find_node`."""
         kept = self._found.get(key)
         if kept is None or asker in kept[1]:
-            kept = self._found.get((key, asker))
+            kept = self._found_for.get(key, {}).get(asker)
         if kept is None or skip or self._monotonic >= kept[2]:
             kept = self._held_under(key, asker, skip)
         if kept is None:
@@ -77,7 +80,7 @@ class Answers:
         self._nodes[(key, asker) if is_named else key] = made
         return made
 
-    def _held_under(self, key: bytes, asker: int | None, skip: int) -> tuple[bytes, Collection[int], float] | None:
+    def _held_under(self, key: bytes, asker: int | None, skip: int) -> Found | None:
         held = self._storage.holdings(key)
         if not held:
             return None
@@ -87,16 +90,26 @@ class Answers:
         made = result, frozenset(nearest), min(holding.look_at for holding in held)
         if not skip:
             self._make_room()
-            self._found[(key, asker) if is_named else key] = made
+            if is_named:
+                self._found_for.setdefault(key, {})[asker] = made
+            else:
+                self._found[key] = made
         return made
 
     def _make_room(self) -> None:
-        if len(self._nodes) + len(self._found) >= KEPT:
+        if self._made == KEPT:
             self._forget()
+        self._made += 1
 
     def _forget(self) -> None:
+        self._made = 0
         self._nodes.clear()
         self._found.clear()
+        self._found_for.clear()
+
+    def _forget_found(self, key: bytes) -> None:
+        self._found.pop(key, None)
+        self._found_for.pop(key, None)
 
     def _nearest(self, key: bytes, asker: int | None) -> tuple[list[int], bool]:
         """The ids of the k closest contacts without the asker's, and whether that one was among them."""

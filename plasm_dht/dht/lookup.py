@@ -84,6 +84,7 @@ class NodeLookup:
         self._by_id: dict[bytes, Candidate | None] = {protocol.source_node.id: None}
         self._addresses: set[ids.Address] = set()  # of those that answered: one address is one node
         self._own: list[Candidate] = []  # our closest contacts, which nobody had to name
+        self.silent: set[ids.Address] = set()  # who did not answer: not asked again on the word of others
         self._first: list[Candidate] = []  # who was asked before anybody had named anybody
         self._in_flight = 0  # of those whose answer is awaited the ones that are not slow
         self._awaited = 0
@@ -183,7 +184,8 @@ class NodeLookup:
         find = self.protocol.router.find
         contacts = (find(node.id) or Contact(*node) for node in nodes if self._is_news(node) and ids.is_askable(node))
         # alpha, as with the stale: where half of all have died, one of three is alive in most cases.
-        named = (each for each in self._outside(contacts) if each.address not in self._addresses)
+        unheard = self._outside(contacts)
+        named = (each for each in unheard if each.address not in self._addresses and each.address not in self.silent)
         self._add(named, Namer(self.alpha))
 
     def _outside(self, contacts: Iterable[Contact]) -> Iterable[Contact]:
@@ -324,6 +326,7 @@ class NodeLookup:
         found: wire.Found | None = outcome[1]
         if found is None:
             candidate.failed = not candidate.answered
+            self.silent.add(candidate.contact.address)
         else:
             self._stale_limit += 2 * candidate.stale
             again = self.receive(candidate, found)

@@ -66,6 +66,7 @@ class Membership:
         self._asked_at = self._revived_at = 0.0
         self._retry = RETRY_FIRST
         self._woken = asyncio.Event()
+        protocol.router.on_alone = self._woken.set  # else nobody is asked before the next upkeep
         self._has_joined = False
         self._seen_at: str | None = None
 

@@ -311,10 +311,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         return self._call(node_to_ask.address, node_to_ask, "store", self.source_node.id, key, value)
 
     def node_count(self, key: int) -> float | None:
-        """How many nodes the network has, by how near our neighbours are that are no neighbours of the key.
-
-        `None` for a caller that has none.
-        """
+        """How many nodes there are, by how near our neighbours are that are none of the key's; `None` without any."""
         if self.source_node.id == ids.TRANSIENT_ID:
             return None
         own = self.source_node.long_id

@@ -68,12 +68,15 @@ class Reader:
         """As `find`, all that was shown under each of the keys: what is live, tombstones, and what is over."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (LOOKUP_TIMEOUT if timeout is None else timeout)
+        silent: set[ids.Address] = set()  # a stranger that has died is waited for once, not for each key
 
         async def look_up(keys: Iterable[bytes]) -> list[RecordLookup]:
             lookups = [
                 RecordLookup(self._protocol, key, k=self._k, alpha=self._alpha, quorum=quorum, trust=publishers)
                 for key in keys
             ]
+            for lookup in lookups:
+                lookup.silent = silent
             counting = self._count_nodes(lookups, deadline)
             await asyncio.gather(counting, *(lookup.run(deadline - loop.time()) for lookup in lookups))
             await asyncio.gather(*(self._look_beyond(lookup, deadline) for lookup in lookups))

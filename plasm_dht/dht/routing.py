@@ -8,7 +8,7 @@ import functools
 import ipaddress
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
@@ -144,6 +144,8 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def __init__(self, protocol: object, ksize: int, node: Node, clock: Clock) -> None:
         self.clock = clock
+        # Called when the last live contact has become stale.
+        self.on_alone: Callable[[], None] | None = None
         super().__init__(protocol, ksize, node)
 
     def flush(self) -> None:
@@ -339,6 +341,8 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
             _discard(self._stale_ids if was_stale else self._live_ids, contact.long_id)
             insort(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
             self._note_change()
+            if self.on_alone is not None and not self._live_ids:
+                self.on_alone()
         if missed == 1:
             contact.missed_since = self.clock.monotonic()
 

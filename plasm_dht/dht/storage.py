@@ -75,8 +75,9 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         self.clock = clock or Clock()
         self.records = 0
         self.bytes = 0
-        # Grows with each change of what is held, for who keeps a reply made of it. That a record ends does not show.
-        self.version = 0
+        # Called with a key when what is held under it changes, for who keeps a reply made of it. That a record ends
+        # does not show.
+        self.on_shelved: Callable[[bytes], None] | None = None
         # Called with (key, holding) after a record was put, and after one was removed.
         self.on_change: Callable[[bytes, Holding], None] | None = None
         self.on_remove: Callable[[bytes, Holding], None] | None = None
@@ -337,7 +338,6 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         self.bytes += len(holding.envelope)
         holding.look_at = max(0.0, holding.keep_deadline)
         self._expiry.schedule(holding.look_at, key)
-        self.version += 1
         if self.on_change is not None:
             self.on_change(key, holding)
         for observer in self.observers.get(key, ()):
@@ -353,12 +353,13 @@ class RecordStorage(IStorage):  # type: ignore[misc]  # the base library has no 
         self.records -= 1
         self.bytes -= len(holding.envelope)
         self._expiry.cancel(holding.look_at, key)
-        self.version += 1
         if self.on_remove is not None:
             self.on_remove(key, holding)
 
     def _shelve(self, key: bytes, holdings: list[Holding]) -> None:
         """Let these be what is held under the key."""
+        if self.on_shelved is not None:
+            self.on_shelved(key)
         before = self.held(key)
         old = self._order(before) if before else None
         new = self._order(holdings) if holdings else None

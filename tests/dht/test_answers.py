@@ -141,6 +141,25 @@ def test_what_is_asked_again_is_not_made_again(here: Setting, monkeypatch: pytes
         keys.clear()
 
 
+def test_a_store_forgets_the_answers_of_its_own_key_alone(here: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.storage.store(KEY, record().envelope)
+    nearest = here.router.closest(int.from_bytes(KEY), 1)[0]
+    for asker in (ASKER, nearest.address):
+        here.found(asker=asker)
+    other = "/phase/other/arm64/manifest"
+    here.nodes(shared_key(other))
+    keys = made(here, monkeypatch)
+    here.storage.store(shared_key(other), record(name=other).envelope)
+    for asker in (ASKER, nearest.address):
+        here.found(asker=asker)
+    here.nodes(shared_key(other))
+    assert keys == [], "what others ask for is not made anew for each record that is taken in"
+    here.storage.store(KEY, record(b"v2", issued_at=START + 1).envelope)
+    for asker in (ASKER, nearest.address):
+        here.found(asker=asker)
+    assert len(keys) == 2
+
+
 def test_endless_keys_keep_no_endless_answers(here: Setting) -> None:
     rnd = random.Random(2)
     near = [contact.long_id for contact in here.router]

@@ -235,6 +235,12 @@ def test_a_full_send_buffer_drops_and_never_waits(tmp_path: Path) -> None:
     assert all(isinstance(error, BlockingIOError) for error in errors)
 
 
+async def test_a_datagram_is_read_into_no_more_room_than_the_largest_needs() -> None:
+    async with PlasmServer() as node:
+        await node.listen(0, HERE)
+        assert node.transport.max_size == wire.MAX_READ + 1  # by default asyncio takes 256 KiB for each
+
+
 async def test_the_socket_is_closed_with_the_node() -> None:
     node = PlasmServer()
     await node.listen(0, HERE)

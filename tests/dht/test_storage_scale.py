@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -152,15 +151,16 @@ def test_a_store_full_of_the_nodes_own_records_refuses_others_without_looking_at
     assert here.storage.store(key, envelope).reason == "full"
 
 
-# -- versions and reading --------------------------------------------------------------------------------------------
+# -- changes and reading ---------------------------------------------------------------------------------------------
 
 
-def test_the_version_changes_with_every_change_and_with_nothing_else() -> None:
+def test_who_keeps_replies_is_told_of_every_change_and_of_nothing_else() -> None:
     here = Neighbours()
     storage, clock = here.storage, here.clock
     first, second = record(b"a", seq=1, life=10), record(b"b", seq=2, life=10)
     key = shared_key(first.name)
-    versions = [storage.version]
+    shelved: list[bytes] = []
+    storage.on_shelved = shelved.append
     for wait, change in (
         (0, lambda: storage.store(key, first.envelope)),
         (0, lambda: storage.store(key, second.envelope)),
@@ -170,16 +170,16 @@ def test_the_version_changes_with_every_change_and_with_nothing_else() -> None:
     ):
         clock.advance(wait)
         change()
-        versions.append(storage.version)
-    assert all(before < after for before, after in pairwise(versions)), versions
+        assert set(shelved) == {key}
+        shelved.clear()
     assert storage.records == 0
     storage.store(key, record(issued_at=clock.wall()).envelope)
-    version = storage.version
+    shelved.clear()
     storage.store(key, record(issued_at=clock.wall()).envelope)  # the same bytes
     storage.store(key, first.envelope)  # refused
     storage.holdings(key)
     storage.forget(10)
-    assert storage.version == version
+    assert shelved == []
 
 
 def test_a_read_looks_at_one_clock_once_and_at_none_where_nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:

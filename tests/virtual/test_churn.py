@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from itertools import pairwise
 
 import pytest
 
@@ -91,23 +90,54 @@ async def test_the_only_bootstrap_node_may_restart(network: Network) -> None:
     assert await everywhere([again, newcomer, reader], lambda node: node.get(NAME)) == [b"v1"] * 3
 
 
-@pytest.mark.parametrize(("others", "every"), [(3, 300), (25, 3600)])
-async def test_the_bootstrap_addresses_are_asked_every_5_minutes_and_with_k_contacts_hourly(
-    network: Network, others: int, every: int
+async def test_who_has_lost_everybody_asks_the_bootstrap_nodes_at_once(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(1)
+    first, later = nodes.nodes[0], network.host()
+    lost = await nodes.start([first])
+    await lost.host.run(lost.server.bootstrap([(later.address, 8468)]))  # nobody is there yet
+    await asyncio.sleep(61)  # the next upkeep is in 50 s and more
+    first.kill()
+    there = await nodes.start(host=later)
+    await lost.get(NAME)  # finds out that the only neighbour has died
+    await asyncio.sleep(2)
+    assert [each.address for each in lost.server.protocol.router.live()] == [there.address]
+
+
+@pytest.mark.parametrize(("k", "every"), [(20, 300), (2, HOUR)])
+async def test_bootstrap_addresses_are_asked_again_every_5_minutes_with_few_neighbours_and_else_hourly(
+    network: Network, k: int, every: float
 ) -> None:
     nodes = Nodes(network)
-    await nodes.grow(others)
-    node = await nodes.start([nodes.nodes[0]])
-    silent = network.host()
-    open_socket = asyncio.get_running_loop().create_datagram_endpoint
-    await silent.run(open_socket(asyncio.DatagramProtocol, local_addr=(silent.address, 8468)))
-    network.observe()
-    await node.host.run(node.server.bootstrap([(silent.address, 8468)]))
-    await asyncio.sleep(2.5 * HOUR)
-    asked = [now for now, _, target, *_ in network.record if target == (silent.address, 8468)]
-    pauses = [later - earlier for earlier, later in pairwise(asked) if later - earlier > 5]  # each is sent twice
-    assert len(pauses) >= 2
-    assert all(every - 3 <= pause < every + 61 for pause in pauses), pauses
+    await nodes.grow(3, ksize=k)
+    later = network.host()
+    asking = await nodes.start([nodes.nodes[0]], ksize=k)
+    await asking.host.run(asking.server.bootstrap([(later.address, 8468)]))  # nobody is there yet
+    there = await nodes.start(host=later)  # it knows nobody
+    await asyncio.sleep(every - 10)
+    assert there.server.protocol.router.live() == []
+    await asyncio.sleep(20)
+    assert there.address in [each.address for each in asking.server.protocol.router.live()]
+
+
+async def test_who_has_been_dead_for_a_day_is_forgotten(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(3)
+    *living, dead = nodes.nodes
+    dead.kill()
+    await asyncio.sleep(23 * HOUR)
+    assert [node.server.protocol.router.is_new_node(dead.server.node) for node in living] == [False, False]
+    await asyncio.sleep(2 * HOUR)
+    assert [node.server.protocol.router.is_new_node(dead.server.node) for node in living] == [True, True]
+
+
+async def test_a_bucket_that_was_idle_for_an_hour_is_refreshed(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(3)
+    await asyncio.sleep(HOUR + 61)
+    assert [node.server.protocol.router.neglected() for node in nodes.nodes] == [[], [], []]
+    await asyncio.sleep(HOUR)
+    assert [node.server.protocol.router.neglected() for node in nodes.nodes] == [[], [], []]
 
 
 async def test_without_its_bootstrap_node_a_small_network_notices_a_cut_and_that_it_has_healed(

@@ -16,7 +16,7 @@ from tests.virtual import lookups
 from tests.virtual.lookups import PUBLISHERS, Tap
 from tests.virtual.loop import VirtualLoop
 from tests.virtual.network import Conditions, Network
-from tests.virtual.nodes import Nodes
+from tests.virtual.nodes import Nodes, identity
 
 NAMES = [lookups.name_of(number) for number in range(PUBLISHERS)]
 
@@ -44,6 +44,13 @@ async def test_with_everybody_alive_lookups_are_exact_and_cheap(tap: Tap) -> Non
     later = await lookups.gets(tap, nodes.nodes, NAMES, 100, over=60.0)
     assert later.missed == 0
     assert later.datagrams < 20
+    publisher = next(node for node in nodes.nodes if node.server.identity)
+    tap.start()
+    await publisher.publish("another/name", b"v1")
+    await asyncio.sleep(10)
+    assert tap.causes["store"] == 2 * 20  # the k closest to both keys, each once
+    assert tap.causes["find_node"] + tap.causes["find_value"] < 2 * 23
+    assert tap.causes.total() < 250
     nothing = await lookups.gets(tap, nodes.nodes, ["no/such"], 50, found=False)
     assert nothing.missed == 0
     assert nothing.quantile(1) < 1.2
@@ -79,6 +86,18 @@ async def test_on_a_lan_a_get_does_not_wait_for_the_quarter_that_died_a_moment_a
     assert gets.missed == 0
     assert gets.quantile(1) < 0.020
     assert gets.datagrams < 20
+
+
+async def test_a_publish_looks_up_and_stores_under_both_keys_at_the_same_time(tap: Tap) -> None:
+    tap.conditions = Conditions(latency=0.05, sigma=0)
+    nodes = Nodes(tap)
+    await nodes.grow(3)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1))
+    await asyncio.sleep(10)
+    started = tap.now
+    receipt = await publisher.publish(NAMES[0], b"v1")
+    assert receipt.stored == 3
+    assert tap.now - started < 0.25  # one round trip for the lookups, one for the stores
 
 
 async def test_a_lost_datagram_is_sent_again(tap: Tap) -> None:

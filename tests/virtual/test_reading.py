@@ -96,6 +96,43 @@ async def test_a_reader_with_a_live_record_does_not_wait_for_the_one_that_has_ju
     assert network.now - started < 1.2, "one holder is no quorum, and the other answers no more"
 
 
+async def test_a_reading_ends_at_its_deadline_with_the_best_that_it_has(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(3)
+    gate, dead, holder = nodes.nodes
+    holder.server.storage[shared_key(NAME)] = signed(holder, b"v1", 1).envelope
+    dead.kill()  # a caller that does not know it waits for it for two seconds
+    caller = await nodes.start([gate], node_id=TRANSIENT_ID)
+    started = network.now
+    records = await caller.host.run(caller.server.get_records(NAME, timeout=0.7))
+    assert [record.value for record in records] == [b"v1"]
+    assert 0.69 < network.now - started < 0.71
+
+
+async def test_the_only_neighbour_is_asked_once_more_when_both_requests_were_lost(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(2)
+    reader, holder = nodes.nodes
+    holder.server.storage[shared_key(NAME)] = signed(holder, b"v1", 1).envelope
+    wait = reader.server.protocol.round_trips.timeout(holder.address)
+    network.link(reader.host, holder.host, Conditions(loss=1.0))
+    reading = asyncio.ensure_future(reader.get(NAME))
+    await asyncio.sleep(1.5 * wait)
+    network.link(reader.host, holder.host, Conditions())
+    assert await reading == b"v1"
+
+
+async def test_a_stranger_that_has_died_is_waited_for_once_and_not_for_each_key(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(2)
+    gate, dead = nodes.nodes
+    dead.kill()
+    caller = await nodes.start([gate], node_id=TRANSIENT_ID)
+    started = network.now
+    assert await caller.get(NAME, trust=[AUTHOR.publisher_id]) is None  # under the bound key, then under the shared one
+    assert 1.9 < network.now - started < 2.5
+
+
 async def test_few_of_the_dead_are_asked_and_all_of_those_that_came_back(network: Network) -> None:
     nodes = Nodes(network)
     await nodes.grow(30)
