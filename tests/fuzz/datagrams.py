@@ -17,9 +17,8 @@ from plasm_dht.dht.server import PlasmServer
 from plasm_dht.errors import PlasmError
 from plasm_dht.record import bound_key, shared_key
 from tests.dht.support import HERE, IDENTITIES, START, HalfManualClock, forged, record
-from tests.fuzz.guard import Stage, require
+from tests.fuzz.guard import Stage, WatchedLoop, require
 from tests.fuzz.source import Source, anything, mutated, packed
-from tests.virtual.loop import VirtualLoop
 
 NAMES = ("/phase/stable/arm64/manifest", "any/name")
 KEYS = [key for name in NAMES for key in (shared_key(name), bound_key(IDENTITIES[0].public_key, name))]
@@ -92,7 +91,7 @@ class Line(asyncio.DatagramTransport):
         return (HERE, 8468) if name == "sockname" else default
 
 
-class LineLoop(VirtualLoop):
+class LineLoop(WatchedLoop):
     """A virtual-time loop whose datagram sockets are lines."""
 
     async def create_datagram_endpoint(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
@@ -128,6 +127,7 @@ class World(Stage):
             (2, self._replay), (2, self._burst), (2, self._do), (6, self._new_record), (1, self._fault),
         ]  # fmt: skip
         self.steps = [step for weight, step in steps for _ in range(weight)]
+        self.built()
 
     # -- a script ----------------------------------------------------------------------------------------------------
 
