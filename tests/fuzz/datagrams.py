@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any
 from unittest import mock
 
@@ -171,6 +171,11 @@ class World(Stage):
         envelope = source.pick(ENVELOPES)
         return mutated(source, envelope) if kind == 1 else envelope
 
+    def _rival(self, source: Source) -> bytes:
+        """What another host has said later with the node's own key."""
+        now = self.clock.wall()
+        return record(b"x", by=IDENTITIES[0], name=source.pick(NAMES), issued_at=now, seq=now + 10_000).envelope
+
     def _node(self, source: Source) -> Any:
         if source.one_in(12):
             return anything(source)
@@ -257,7 +262,7 @@ class World(Stage):
         now = self.clock.wall() if source.below(3) else anything(source)
         if call.read is wire.read_stored:
             reason = source.pick((None, "stale", "clock", "expired", "x" * 31, "a\nb", 7))
-            held = self._envelope(source) if source.below(2) else None
+            held = source.pick((None, self._envelope(source), self._rival(source)))
             return source.pick((True, False, {"ok": False, "reason": reason, "held": held, "now": now}))
         if source.below(2):
             return nodes
@@ -286,6 +291,7 @@ class World(Stage):
             lambda: self.node.get_record(name, trust=trust), lambda: self.node.get_records(name, trust=trust),
             lambda: self.node.publish(name, b"own"), lambda: self.node.set(name, 1), lambda: self.node.withdraw(name),
             lambda: self.node.bootstrap([("10.0.0.9", 8468)]), self.node.seen_address,
+            lambda: self._follow(name, trust),
         ))  # fmt: skip
         task = self.loop.create_task(self._watched(work(), name, trust))
         self.doing.add(task)
@@ -301,6 +307,13 @@ class World(Stage):
         for each in result if isinstance(result, list) else [result]:
             if hasattr(each, "envelope"):
                 require(each.name == name and (not trust or each.publisher in trust), f"a wrong record: {each}")
+
+    async def _follow(self, name: str, trust: list[str] | None) -> None:
+        with suppress(TimeoutError):
+            async with aclosing(self.node.watch(name, trust=trust)) as events, asyncio.timeout(90):
+                async for event in events:
+                    ours = event.record.name == name and (not trust or event.record.publisher in trust)
+                    require(ours, f"an event of a wrong record: {event}")
 
     # -- what must hold ----------------------------------------------------------------------------------------------
 

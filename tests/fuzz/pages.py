@@ -30,11 +30,19 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SECRET = b"TOP SECRET"
 HOSTILE = "<img src=x onerror=alert(1)>"
 TRUSTED, OTHER = "http://10.0.0.7:8080/stable/arm64/manifest.json", "http://evil.example/stable/arm64/manifest.json"
+STATUS: dict[str, object] = {
+    "name": HOSTILE, "problems": {"x/y": HOSTILE},
+    "records": [
+        {"key": TARGET, "version": HOSTILE, "seq": 7, "refresh_in": None, "ttl_remaining": 5.0, "holders": 0},
+        {"key": TARGET, "version": HOSTILE, "seq": 7, "refresh_in": 3.0, "ttl_remaining": 5.0, "holders": 20},
+        {"key": f"x/{HOSTILE}", "version": HOSTILE},
+    ],
+}  # fmt: skip
 # Live for as long as a world may be.
 LIFE = 604_800
 METHODS = ("GET", "GET", "GET", "GET", "HEAD", "POST", "OPTIONS", "CONNECT", "TRACE", "get", "X", "")
 PATHS = (
-    f"/{TARGET}/vmlinuz", f"/{TARGET}/vmlinuz", f"/{TARGET}/empty", f"/{TARGET}/manifest.json", "/", "/health",
+    f"/{TARGET}/vmlinuz", f"/{TARGET}/changed", f"/{TARGET}/empty", f"/{TARGET}/manifest.json", "/", "/health",
     "/status", f"/{TARGET}/.secret", f"/{TARGET}/way-out", f"/{TARGET}/../../outside", f"/{TARGET}/..%2f..%2foutside",
     f"/{TARGET}/%2e%2e/%2e%2e/outside", "//etc/passwd", "/etc/passwd/x", f"/{TARGET}/vmlinuz%00.txt", "/%ff/%fe/%fd",
     f"/{TARGET}/vmlinuz/", f"/{TARGET}//vmlinuz", "http://h/x", "*", "h:443", "", "/\u00e9/\u00e9/\u00e9", "/a b/c/d",
@@ -58,7 +66,7 @@ HEADERS = (
     "Last-Event-ID: 5", "Accept: text/event-stream",
 )  # fmt: skip
 BODIES = (b"", b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"fffffffff\r\n", b"-1\r\n", b"0\r\n" * 50)
-STATUSES = {200, 206, 304, 307, 400, 403, 404, 405, 412, 414, 416, 417, 431, 502}
+STATUSES = {200, 206, 304, 307, 400, 403, 404, 405, 412, 414, 416, 417, 431, 502, 503}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Where one answer of a connection ends and the next begins: no file and no name here has such a line.
 _STATUS_LINE = re.compile(rb"HTTP/\d\.\d (\d{3}) [^\r\n]*\r\n")
@@ -152,8 +160,10 @@ class Server(Stage):
         (target / ".secret").write_bytes(SECRET)
         (root.parent / "outside").write_bytes(SECRET)
         (target / "way-out").symlink_to(root.parent / "outside")
+        (target / "changed").write_bytes(CONTENT)
         (target / "cmdline").write_text("console=ttyS0 ; # || ${x}")
         artifacts = ArtifactScanner(root).scan().found[TARGET]
+        (target / "changed").write_bytes(SECRET)  # after it was hashed
         self.requests = 0
         self.statuses: Counter[int] = Counter()
         self.node = self._node()
@@ -175,7 +185,7 @@ class Server(Stage):
 
     def _application(self, target: Page) -> web.Application:
         """All that a provider answers over HTTP."""
-        site = Site(HOSTILE, {TARGET: target}, status=lambda: {"name": HOSTILE, "problems": {"x/y": HOSTILE}})
+        site = Site(HOSTILE, {TARGET: target}, status=lambda: STATUS)
         app = web.create_app(site)
         table = self.node.protocol.router.__class__(None, 20, self.node.node, self.node.clock)
         table.add_contact(Contact(b"\x01" * 20, "2001:db8::1", 8468))
