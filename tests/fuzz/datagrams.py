@@ -371,6 +371,12 @@ class World(Stage):
         require(not late, f"{len(late)} calls wait for ever")
         require(len(self.protocol._pings) <= len(self.protocol._calls), "pings that nobody waits for")
         self.check()
+        for name in NAMES:
+            with suppress(PlasmError):
+                await self.node.withdraw(name)
+        await asyncio.sleep(150)
+        tasks = asyncio.all_tasks()  # a record that is replicated at this moment has a few
+        require(len(tasks) <= self.base + 10, f"tasks are left in the node: {tasks}")
 
     def end(self) -> None:
         """Stop the node; nothing of it may be left."""

@@ -85,7 +85,7 @@ class WatchedLoop(VirtualLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        self.limit = math.inf
+        self.limit = self.slow_callback_duration = math.inf  # the latter is of wall time
         self._aside = self._collecting = 0.0
         gc.callbacks.append(self._collected)
 

@@ -257,6 +257,7 @@ MISDEEDS: dict[str, tuple[Callable[[Any], object], str]] = {
     "leaves one task": (
         lambda node: _kept or _kept.append(asyncio.ensure_future(asyncio.sleep(1e9))), "tasks",
     ),
+    "leaves tasks in the node": (lambda node: node._spawn(asyncio.sleep(1e9)), "tasks are left in the node"),
     "leaves a failed task": (lambda node: asyncio.ensure_future(_fail()) and None, "never retrieved"),
     "spins": (lambda node: _spin(), "a turn of the loop took"),
     "sends too much": (lambda node: node.transport.sendto(bytes(1233), ("10.0.0.1", 1)), "a datagram of 1233 bytes"),
