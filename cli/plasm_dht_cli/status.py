@@ -66,15 +66,12 @@ def status(
     within = parse_seconds(timeout or DEFAULT_TIMEOUT, source=options.source_of(ctx, "timeout"), least=0.1)
     base = _check_url(url or DEFAULT_URL, options.source_of(ctx, "url"))
     try:
-        answer = _ask(f"{base}/status", within)
+        lines = list(_lines(_ask(f"{base}/status", within), as_json=as_json))
     except NoProviderError as error:
-        complain(f"{error}: name a running provider's HTTP server with --url")
+        complain(f"no provider answers at {base}/status: {error}: name a running provider's HTTP server with --url")
         raise typer.Exit(exits.NOT_FOUND) from None
-    if as_json:
-        emit(json.dumps(answer))
-        return
-    for line in _table(answer):
-        emit(printable(line))
+    for line in lines:
+        emit(line)
 
 
 def _check_url(url: str, source: str) -> str:
@@ -99,7 +96,7 @@ def _ask(url: str, timeout: float) -> dict[str, Any]:
     thread.join(timeout)
     result = outcome[0] if outcome else f"no answer within {timeout:g} s"
     if isinstance(result, str):
-        raise NoProviderError(f"no provider answers at {url}: {result}")
+        raise NoProviderError(result)
     return result
 
 
@@ -128,6 +125,14 @@ def _fetch(url: str, timeout: float) -> dict[str, Any] | str:
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         return "what it sent is not the status of a provider"
     return dict(answer)
+
+
+def _lines(answer: Mapping[str, Any], *, as_json: bool) -> Iterable[str]:
+    """What is printed. Raises `NoProviderError`."""
+    try:
+        yield from [json.dumps(answer)] if as_json else map(printable, _table(answer))
+    except RecursionError:  # so deep that it could just be read, in a thread that had called little before
+        raise NoProviderError("what it sent is not the status of a provider") from None
 
 
 def _table(status: Mapping[str, Any]) -> Iterable[str]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from plasm_dht.dht.holding import Holding
 from plasm_dht.dht.ids import Address, is_id
 from plasm_dht.errors import ConfigError
+from plasm_dht.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class StateFile:
             except _TORN as error:
                 if _is_of_the_machine(error):
                     raise
-                self._set_aside(now, str(error))
+                self._set_aside(now, printable(str(error)))  # SQLite quotes what the file says
                 return self._read()
         except OSError as error:
             self.close()

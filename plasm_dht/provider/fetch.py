@@ -22,6 +22,7 @@ from plasm_dht.errors import PlasmError, VerificationError
 from plasm_dht.provider.folder import File, Folder, FolderError, can_be_named, in_thread
 from plasm_dht.provider.manifest import MANIFEST_FILE, Artifact, Manifest, Pointer, check_target, verify_manifest
 from plasm_dht.record import Record
+from plasm_dht.text import printable
 
 # More connections to one server do not make a link wider; three hide the pauses between small files.
 PARALLEL = 3
@@ -41,6 +42,8 @@ MAX_BREAKS = 20
 SECOND_LOOKS = (0.0, 0.5, 2.0)
 # How many different records of one publisher are tried, so that one that changes all the time ends.
 MAX_TRIES = 5
+# Of what the HTTP library says of a failure, in which a server may be quoted (characters).
+MAX_REASON = 300
 _BUFFER = 2**20
 _SHA256_ETAG = re.compile(r'"([0-9a-f]{64})"')
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-[0-9]{1,19}|\*)/([0-9]{1,19}|\*)")
@@ -345,7 +348,10 @@ def _reason(error: Exception) -> str:
         return "it does not answer"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"cannot connect: {error.os_error.strerror or error.os_error}"
-    return "too many redirects" if isinstance(error, aiohttp.TooManyRedirects) else str(error) or type(error).__name__
+    if isinstance(error, aiohttp.TooManyRedirects):
+        return "too many redirects"
+    # aiohttp quotes, over several lines, all that a server sent instead of HTTP
+    return printable(" ".join(str(error).split()))[:MAX_REASON] or type(error).__name__
 
 
 def _refusal(response: aiohttp.ClientResponse, url: str) -> _RefusedError:

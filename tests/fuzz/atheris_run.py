@@ -9,7 +9,7 @@ from pathlib import Path
 
 import atheris  # type: ignore  # installed by whoever runs this
 
-with atheris.instrument_imports(include=["plasm_dht"]):
+with atheris.instrument_imports(include=["plasm_dht", "plasm_dht_cli"]):
     from tests.fuzz.campaign import say
     from tests.fuzz.targets import TARGETS, end, seeds, stages
 

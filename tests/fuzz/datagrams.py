@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any
 from unittest import mock
 
@@ -17,9 +17,8 @@ from plasm_dht.dht.server import PlasmServer
 from plasm_dht.errors import PlasmError
 from plasm_dht.record import bound_key, shared_key
 from tests.dht.support import HERE, IDENTITIES, START, HalfManualClock, forged, record
-from tests.fuzz.guard import Stage, require
+from tests.fuzz.guard import Stage, WatchedLoop, require
 from tests.fuzz.source import Source, anything, mutated, packed
-from tests.virtual.loop import VirtualLoop
 
 NAMES = ("/phase/stable/arm64/manifest", "any/name")
 KEYS = [key for name in NAMES for key in (shared_key(name), bound_key(IDENTITIES[0].public_key, name))]
@@ -92,7 +91,7 @@ class Line(asyncio.DatagramTransport):
         return (HERE, 8468) if name == "sockname" else default
 
 
-class LineLoop(VirtualLoop):
+class LineLoop(WatchedLoop):
     """A virtual-time loop whose datagram sockets are lines."""
 
     async def create_datagram_endpoint(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
@@ -128,6 +127,7 @@ class World(Stage):
             (2, self._replay), (2, self._burst), (2, self._do), (6, self._new_record), (1, self._fault),
         ]  # fmt: skip
         self.steps = [step for weight, step in steps for _ in range(weight)]
+        self.built()
 
     # -- a script ----------------------------------------------------------------------------------------------------
 
@@ -170,6 +170,11 @@ class World(Stage):
             return anything(source)
         envelope = source.pick(ENVELOPES)
         return mutated(source, envelope) if kind == 1 else envelope
+
+    def _rival(self, source: Source) -> bytes:
+        """What another host has said later with the node's own key."""
+        now = self.clock.wall()
+        return record(b"x", by=IDENTITIES[0], name=source.pick(NAMES), issued_at=now, seq=now + 10_000).envelope
 
     def _node(self, source: Source) -> Any:
         if source.one_in(12):
@@ -257,7 +262,7 @@ class World(Stage):
         now = self.clock.wall() if source.below(3) else anything(source)
         if call.read is wire.read_stored:
             reason = source.pick((None, "stale", "clock", "expired", "x" * 31, "a\nb", 7))
-            held = self._envelope(source) if source.below(2) else None
+            held = source.pick((None, self._envelope(source), self._rival(source)))
             return source.pick((True, False, {"ok": False, "reason": reason, "held": held, "now": now}))
         if source.below(2):
             return nodes
@@ -286,6 +291,7 @@ class World(Stage):
             lambda: self.node.get_record(name, trust=trust), lambda: self.node.get_records(name, trust=trust),
             lambda: self.node.publish(name, b"own"), lambda: self.node.set(name, 1), lambda: self.node.withdraw(name),
             lambda: self.node.bootstrap([("10.0.0.9", 8468)]), self.node.seen_address,
+            lambda: self._follow(name, trust),
         ))  # fmt: skip
         task = self.loop.create_task(self._watched(work(), name, trust))
         self.doing.add(task)
@@ -301,6 +307,13 @@ class World(Stage):
         for each in result if isinstance(result, list) else [result]:
             if hasattr(each, "envelope"):
                 require(each.name == name and (not trust or each.publisher in trust), f"a wrong record: {each}")
+
+    async def _follow(self, name: str, trust: list[str] | None) -> None:
+        with suppress(TimeoutError):
+            async with aclosing(self.node.watch(name, trust=trust)) as events, asyncio.timeout(90):
+                async for event in events:
+                    ours = event.record.name == name and (not trust or event.record.publisher in trust)
+                    require(ours, f"an event of a wrong record: {event}")
 
     # -- what must hold ----------------------------------------------------------------------------------------------
 
@@ -358,6 +371,12 @@ class World(Stage):
         require(not late, f"{len(late)} calls wait for ever")
         require(len(self.protocol._pings) <= len(self.protocol._calls), "pings that nobody waits for")
         self.check()
+        for name in NAMES:
+            with suppress(PlasmError):
+                await self.node.withdraw(name)
+        await asyncio.sleep(150)
+        tasks = asyncio.all_tasks()  # a record that is replicated at this moment has a few
+        require(len(tasks) <= self.base + 10, f"tasks are left in the node: {tasks}")
 
     def end(self) -> None:
         """Stop the node; nothing of it may be left."""

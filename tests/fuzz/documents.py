@@ -106,7 +106,9 @@ URLS = (
 )  # fmt: skip
 
 
-class _File(msgspec.Struct):
+class File(msgspec.Struct):
+    """What a manifest says of a file."""
+
     role: str
     filename: str
     size: int
@@ -116,9 +118,8 @@ class _File(msgspec.Struct):
 BY = IDENTITIES[0]
 MANIFEST = build_manifest(
     BY, target="stable/arm64", version="1.2", base_url="http://10.0.0.1:8080", manifest_version=7, created_at=START,
-    files=[_File("kernel", "vmlinuz", 5, "0a" * 32), _File("x.cfg", "x.cfg", 0, "0" * 64)],
+    files=[File("kernel", "vmlinuz", 5, "0a" * 32), File("x.cfg", "x.cfg", 0, "0" * 64)],
 )  # fmt: skip
-_UNSIGNED = {key: value for key, value in json.loads(MANIFEST).items() if key not in ("signatures", "signed")}
 POINTER = Pointer(URLS[0], "1.2", "rack-7", bytes(range(32)), 1234).encode()
 
 
@@ -150,11 +151,13 @@ def pointer_bytes(data: bytes) -> None:
 HUGE = "@huge"
 
 
-def _dumps(document: Any, **options: Any) -> str:
+def dumps(document: Any, **options: Any) -> str:
+    """JSON; also of a number that Python does not write."""
     return json.dumps(document, **options).replace(f'"{HUGE}"', "1" * 5000)
 
 
-def _json(source: Source, depth: int = 3) -> Any:
+def as_json(source: Source, depth: int = 3) -> Any:
+    """A value of JSON, nested a little."""
     kind = source.below(9 if depth else 7)
     if kind == 0:
         return source.pick((*NUMBERS, 10**30, HUGE))
@@ -163,8 +166,8 @@ def _json(source: Source, depth: int = 3) -> Any:
     if kind < 7:
         return source.pick((None, True, 0.5, 1e308, source.some().decode("latin-1"), "sha256:" + "0" * 64))
     if kind == 7:
-        return [_json(source, depth - 1) for _ in range(source.below(5))]
-    return {source.pick(TEXTS): _json(source, depth - 1) for _ in range(source.below(4))}
+        return [as_json(source, depth - 1) for _ in range(source.below(5))]
+    return {source.pick(TEXTS): as_json(source, depth - 1) for _ in range(source.below(4))}
 
 
 TIMES = (
@@ -173,17 +176,24 @@ TIMES = (
 )  # fmt: skip
 
 
-def _document(source: Source) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(json.dumps(_UNSIGNED))
+def unsigned(manifest: bytes) -> dict[str, Any]:
+    """What a manifest says, without its signature."""
+    return {key: value for key, value in json.loads(manifest).items() if key not in ("signatures", "signed")}
+
+
+def varied(source: Source, manifest: bytes) -> dict[str, Any]:
+    """What the manifest says with up to three things in it changed."""
+    document = unsigned(manifest)
     artifacts = document["artifacts"]
+    first = next(iter(artifacts.values()))
     changes: list[Callable[[], object]] = [
-        lambda: document.update({source.pick(list(document)): _json(source)}),
+        lambda: document.update({source.pick(list(document)): as_json(source)}),
         lambda: document.pop(source.pick(list(document))),
         lambda: document.update({source.pick(("created_at", "expires_at")): source.pick(TIMES)}),
-        lambda: artifacts["kernel"].update({source.pick(("filename", "hash", "size", "urls")): _json(source)}),
-        lambda: artifacts["kernel"].update({"urls": [source.pick(URLS) for _ in range(source.below(20))]}),
-        lambda: artifacts.update({source.pick(TEXTS): dict(artifacts["kernel"])}),
-        lambda: document.update({source.pick(TEXTS): _json(source)}),
+        lambda: first.update({source.pick(("filename", "hash", "size", "urls")): as_json(source)}),
+        lambda: first.update({"urls": [source.pick(URLS) for _ in range(source.below(20))]}),
+        lambda: artifacts.update({source.pick(TEXTS): dict(first)}),
+        lambda: document.update({source.pick(TEXTS): as_json(source)}),
     ]
     for _ in range(source.below(4)):
         if not document:
@@ -192,15 +202,15 @@ def _document(source: Source) -> dict[str, Any]:
     return document
 
 
-def _signed(document: dict[str, Any]) -> bytes:
+def signed(document: dict[str, Any]) -> bytes:
     """What the publisher whom we trust has signed, whatever it says."""
-    data = _dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    data = dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     signature = base64.b64encode(BY.sign(hashlib.sha256(data).digest())).decode()
     around = {
         "signatures": [{"keyid": BY.publisher_id, "sig": signature}],
         "signed": {"data": base64.b64encode(data).decode()},
     }
-    return _dumps(document | around).encode()
+    return dumps(document | around).encode()
 
 
 def manifest_bytes(data: bytes) -> None:
@@ -212,9 +222,9 @@ def manifest_bytes(data: bytes) -> None:
     elif kind == 1:
         document = mutated(source, MANIFEST)
     elif kind == 2:
-        document = _dumps(json.loads(MANIFEST) | {"signatures": _json(source), "signed": _json(source)}).encode()
+        document = dumps(json.loads(MANIFEST) | {"signatures": as_json(source), "signed": as_json(source)}).encode()
     else:
-        document = _signed(_document(source))
+        document = signed(varied(source, MANIFEST))
         document = mutated(source, document) if source.one_in(5) else document
     try:
         manifest = verify_manifest(document, BY.public_key)

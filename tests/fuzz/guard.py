@@ -1,17 +1,25 @@
-"""What a target must never do: log an error or a traceback, forge a log line, lose an exception, leave a task."""
+"""What a target must never do.
+
+Log an error or a traceback, forge a log line, lose an exception, leave a task, or block the loop.
+"""
 
 import asyncio
 import gc
 import logging
+import math
 import sys
+import tracemalloc
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager
+from time import thread_time
 from types import TracebackType
 from typing import Any, TypeVar
 
 from tests.virtual.loop import VirtualLoop
 
 T = TypeVar("T")
+# The CPU time of one turn of the loop (s), in which a node is deaf. Not wall time: the machine may have more to do.
+BLOCKED_AFTER = 0.02
 LOGGERS = ("plasm_dht", "aiohttp", "asyncio")
 
 
@@ -72,14 +80,51 @@ class Guard(logging.Handler, AbstractContextManager["Guard"]):
         sys.unraisablehook = self._hook
 
 
+class WatchedLoop(VirtualLoop):
+    """A virtual-time loop that tells of a turn that took too long, whatever a thread would have done aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = self.slow_callback_duration = math.inf  # the latter is of wall time
+        self._aside = self._collecting = 0.0
+        gc.callbacks.append(self._collected)
+
+    def _run_once(self) -> None:
+        self._aside, started = 0.0, thread_time()
+        super()._run_once()
+        took = thread_time() - started - self._aside
+        if took > self.limit:
+            self.call_exception_handler({"message": f"a turn of the loop took {took * 1000:.0f} ms"})
+
+    def _execute(self, *work: Any) -> None:
+        started = thread_time()
+        super()._execute(*work)
+        self._aside += thread_time() - started
+
+    def _collected(self, phase: str, _: dict[str, int]) -> None:
+        """The collector's time is that of everything in the process, all tests included."""
+        if phase == "start":
+            self._collecting = thread_time()
+        else:
+            self._aside += thread_time() - self._collecting
+
+    def close(self) -> None:
+        gc.callbacks.remove(self._collected)
+        super().close()
+
+
 class Stage:
     """A virtual-time loop that is run step by step, under guard. A subclass builds what is fuzzed on it."""
 
-    def __init__(self, loop: VirtualLoop) -> None:
+    def __init__(self, loop: WatchedLoop) -> None:
         self.guard = Guard()
         self.guard.__enter__()
         self.loop = loop
         loop.set_exception_handler(self.guard.lost)
+
+    def built(self) -> None:
+        """All is imported and set up: from now on no turn may be long. Memory that is traced makes every one long."""
+        self.loop.limit = math.inf if tracemalloc.is_tracing() else BLOCKED_AFTER
 
     def run(self, what: Coroutine[Any, Any, T]) -> T:
         """Run it to its end, and look what went wrong meanwhile."""

@@ -30,11 +30,19 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SECRET = b"TOP SECRET"
 HOSTILE = "<img src=x onerror=alert(1)>"
 TRUSTED, OTHER = "http://10.0.0.7:8080/stable/arm64/manifest.json", "http://evil.example/stable/arm64/manifest.json"
+STATUS: dict[str, object] = {
+    "name": HOSTILE, "problems": {"x/y": HOSTILE},
+    "records": [
+        {"key": TARGET, "version": HOSTILE, "seq": 7, "refresh_in": None, "ttl_remaining": 5.0, "holders": 0},
+        {"key": TARGET, "version": HOSTILE, "seq": 7, "refresh_in": 3.0, "ttl_remaining": 5.0, "holders": 20},
+        {"key": f"x/{HOSTILE}", "version": HOSTILE},
+    ],
+}  # fmt: skip
 # Live for as long as a world may be.
 LIFE = 604_800
 METHODS = ("GET", "GET", "GET", "GET", "HEAD", "POST", "OPTIONS", "CONNECT", "TRACE", "get", "X", "")
 PATHS = (
-    f"/{TARGET}/vmlinuz", f"/{TARGET}/vmlinuz", f"/{TARGET}/empty", f"/{TARGET}/manifest.json", "/", "/health",
+    f"/{TARGET}/vmlinuz", f"/{TARGET}/changed", f"/{TARGET}/empty", f"/{TARGET}/manifest.json", "/", "/health",
     "/status", f"/{TARGET}/.secret", f"/{TARGET}/way-out", f"/{TARGET}/../../outside", f"/{TARGET}/..%2f..%2foutside",
     f"/{TARGET}/%2e%2e/%2e%2e/outside", "//etc/passwd", "/etc/passwd/x", f"/{TARGET}/vmlinuz%00.txt", "/%ff/%fe/%fd",
     f"/{TARGET}/vmlinuz/", f"/{TARGET}//vmlinuz", "http://h/x", "*", "h:443", "", "/\u00e9/\u00e9/\u00e9", "/a b/c/d",
@@ -58,9 +66,10 @@ HEADERS = (
     "Last-Event-ID: 5", "Accept: text/event-stream",
 )  # fmt: skip
 BODIES = (b"", b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"fffffffff\r\n", b"-1\r\n", b"0\r\n" * 50)
-STATUSES = {200, 206, 304, 307, 400, 403, 404, 405, 412, 414, 416, 417, 431, 502}
+STATUSES = {200, 206, 304, 307, 400, 403, 404, 405, 412, 414, 416, 417, 431, 502, 503}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_STATUS_LINE = re.compile(rb"^HTTP/\d\.\d (\d+) [^\r\n]*\r\n")
+# Where one answer of a connection ends and the next begins: no file and no name here has such a line.
+_STATUS_LINE = re.compile(rb"HTTP/\d\.\d (\d{3}) [^\r\n]*\r\n")
 
 
 class Connection(asyncio.Transport):
@@ -151,15 +160,18 @@ class Server(Stage):
         (target / ".secret").write_bytes(SECRET)
         (root.parent / "outside").write_bytes(SECRET)
         (target / "way-out").symlink_to(root.parent / "outside")
+        (target / "changed").write_bytes(CONTENT)
         (target / "cmdline").write_text("console=ttyS0 ; # || ${x}")
         artifacts = ArtifactScanner(root).scan().found[TARGET]
+        (target / "changed").write_bytes(SECRET)  # after it was hashed
         self.requests = 0
         self.statuses: Counter[int] = Counter()
         self.node = self._node()
         self.runner, _ = self.run(web.serve(self._application(Page(artifacts, MANIFEST)), "10.0.0.9", 8080))
         self.server: Any = self.runner.server
         self.base = len(asyncio.all_tasks(self.loop))
-        self.descriptors = _descriptors()
+        self.descriptors = descriptors()
+        self.built()
 
     def _node(self) -> PlasmServer:
         """A node that holds records of somebody who is trusted and of others, and has nobody to ask."""
@@ -173,7 +185,7 @@ class Server(Stage):
 
     def _application(self, target: Page) -> web.Application:
         """All that a provider answers over HTTP."""
-        site = Site(HOSTILE, {TARGET: target}, status=lambda: {"name": HOSTILE, "problems": {"x/y": HOSTILE}})
+        site = Site(HOSTILE, {TARGET: target}, status=lambda: STATUS)
         app = web.create_app(site)
         table = self.node.protocol.router.__class__(None, 20, self.node.node, self.node.clock)
         table.add_contact(Contact(b"\x01" * 20, "2001:db8::1", 8468))
@@ -232,28 +244,33 @@ class Server(Stage):
         require(SECRET not in answer and b"root:" not in answer, "a file that is not served has left")
         require(b"Traceback" not in answer and b"/plasm_dht/" not in answer, "what happens inside is shown")
         require(b"\r\nX: y" not in answer, "a header was put in by the client")
-        while answer.startswith(_CONTINUE):
-            answer = answer.removeprefix(_CONTINUE)
+        answer = answer.replace(_CONTINUE, b"")
         if not answer:
             return
-        line = _STATUS_LINE.match(answer)
-        require(line, f"no HTTP: {answer[:100]!r}")
-        status = int(cast(re.Match[bytes], line)[1])
+        starts = [line.start() for line in _STATUS_LINE.finditer(answer)]
+        require(starts and starts[0] == 0, f"no HTTP: {answer[:100]!r}")
+        for start, end in zip(starts, [*starts[1:], len(answer)], strict=True):
+            self._check_one(answer[start:end])
+        if expected[0] is not None:  # the first one met a fresh connection
+            status, content = expected[0]
+            head, _, body = answer.partition(b"\r\n\r\n")
+            require(answer[9:12] == b"%d" % status, f"{answer[:20]!r} instead of {status}")
+            require(b"\r\nContent-Length: %d\r\n" % len(content) in head, f"another length: {head!r}")
+            require(body.startswith(content), "another range than the one that was asked for")
+
+    def _check_one(self, answer: bytes) -> None:
+        status = int(answer[9:12])
         self.statuses[status] += 1
         head, _, body = answer.partition(b"\r\n\r\n")
         require(b"<img" not in body or b"text/html" not in head, "a name is markup")
         location = re.search(rb"\r\nLocation: ([^\r\n]*)", head)
         require(location is None or location[1] == TRUSTED.encode(), f"a client is sent to {head!r}")
         require(status in STATUSES, f"status {status}: {answer[:300]!r}")
-        if expected[0] is not None:  # the first one met a fresh connection
-            require(status == expected[0][0], f"{status} instead of {expected[0][0]}")
-            require(b"\r\nContent-Length: %d\r\n" % len(expected[0][1]) in head, f"another length: {head!r}")
-            require(body.startswith(expected[0][1]), "another range than the one that was asked for")
 
     def check(self) -> None:
         """No descriptor stays open, no connection is remembered."""
         require(len(self.server.connections) <= 1, f"{len(self.server.connections)} connections are remembered")
-        require(_descriptors() <= self.descriptors + 2, f"{_descriptors()} descriptors, {self.descriptors} at first")
+        require(descriptors() <= self.descriptors + 2, f"{descriptors()} descriptors, {self.descriptors} at first")
 
     def end(self) -> None:
         """Stop the server; nothing of it may be left."""
@@ -266,5 +283,6 @@ class Server(Stage):
             self._folder.cleanup()
 
 
-def _descriptors() -> int:
+def descriptors() -> int:
+    """How many files and sockets this process has open."""
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # no path is wanted

@@ -3,13 +3,19 @@
 A world (a node, a server) lives for `LIFE` inputs; when it ends nothing of it may be left.
 """
 
+import asyncio
+import gc
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from tests.fuzz import documents, states
+from plasm_dht.dht import ids
+from plasm_dht.dht.routing import network_of
+from plasm_dht.record import bound_key, shared_key
+from tests.fuzz import documents, shown, sockets, states
 from tests.fuzz.datagrams import World
+from tests.fuzz.downloads import Client
 from tests.fuzz.pages import Server
 from tests.fuzz.source import Source
 
@@ -23,6 +29,7 @@ class Stages:
 
     world: World | None = None
     server: Server | None = None
+    client: Client | None = None
     played: dict[str, int] = field(default_factory=dict)
     datagrams: int = 0
     requests: int = 0
@@ -60,6 +67,16 @@ def page(data: bytes) -> None:
         end_server()
 
 
+def download(data: bytes) -> None:
+    """Downloads from servers that lie."""
+    if stages.client is None:
+        stages.client = Client()
+    client = stages.client
+    client.run(client.play(Source(data)))
+    if _count("fetch"):
+        end_client()
+
+
 def _counted(name: str, target: Callable[[bytes], None]) -> Callable[[bytes], None]:
     def one(data: bytes) -> None:
         if _count(name):
@@ -83,12 +100,29 @@ def end_server() -> None:
         server.end()
 
 
+def end_client() -> None:
+    """Fetch nothing more."""
+    client, stages.client = stages.client, None
+    if client is not None:
+        client.end()
+
+
+STOPS = (end_world, end_server, end_client, documents.renew, sockets.renew, states.renew)
+
+
 def end() -> None:
     """Stop everything that is alive, and look whether it leaves something."""
-    end_world()
-    end_server()
-    documents.renew()
-    states.renew()
+    for stop in STOPS:
+        stop()
+
+
+def settle() -> None:
+    """Wait until no call waits any more, and collect what nobody holds: what is left in memory is what is kept."""
+    if stages.world is not None:
+        stages.world.run(asyncio.sleep(40))
+    for cached in (ids.is_reachable, network_of, shared_key, bound_key):
+        cached.cache_clear()  # they have caps of their own, that take longer to reach
+    gc.collect()
 
 
 @contextmanager
@@ -97,7 +131,7 @@ def ended() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for stop in (end_world, end_server, documents.renew, states.renew):
+        for stop in STOPS:
             with suppress(Exception):
                 stop()
         raise
@@ -112,6 +146,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "settings": _counted("settings", documents.settings_bytes),
     "state": _counted("state", states.state_bytes),
     "page": page,
+    "fetch": download,
+    "socket": _counted("socket", sockets.socket_bytes),
+    "shown": _counted("shown", shown.shown_bytes),
 }
 
 

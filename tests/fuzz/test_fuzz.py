@@ -5,9 +5,11 @@ The long runs are `python -m tests.fuzz.campaign` and `python -m tests.fuzz.athe
 
 import asyncio
 import gc
+import logging
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,21 +19,27 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from plasm_dht import config, values
-from plasm_dht.dht import ids, limits, statefile, storage, wire
+from plasm_dht.dht import ids, limits, mmsg, protocol, statefile, storage, udp, wire
 from plasm_dht.dht.ids import NodeTuple
 from plasm_dht.dht.intent import Holder
 from plasm_dht.dht.routing import Contact
 from plasm_dht.errors import ConfigError
-from plasm_dht.provider import gateway, manifest, page, web
+from plasm_dht.provider import fetch, folder, gateway, manifest, page, web
+from plasm_dht_cli import status, watch
+from tests.fuzz import guard, states
 from tests.fuzz.datagrams import World
+from tests.fuzz.downloads import Client
 from tests.fuzz.guard import require
 from tests.fuzz.pages import OTHER, DoorLoop, Server
 from tests.fuzz.source import Source
-from tests.fuzz.targets import TARGETS, ended, seeds, stages
+from tests.fuzz.targets import TARGETS, ended, seeds, settle, stages
 
 # Inputs of random bytes in a bounded run, besides those that hypothesis makes.
-RANDOM = {"datagram": 400, "record": 2000, "pointer": 2000, "manifest": 600, "settings": 300, "page": 700, "state": 300}
-EXAMPLES = {"datagram": 60, "page": 100, "state": 60}
+RANDOM = {
+    "datagram": 400, "record": 2000, "pointer": 2000, "manifest": 600, "settings": 300, "page": 700, "state": 300,
+    "fetch": 120, "shown": 1500, "socket": 150,
+}  # fmt: skip
+EXAMPLES = {"datagram": 60, "page": 100, "state": 60, "fetch": 30, "socket": 30}
 
 
 def random_inputs(target: str) -> Iterator[bytes]:
@@ -183,6 +191,36 @@ def test_a_client_that_goes_without_its_body_leaves_no_task() -> None:
         server.check()
 
 
+def test_what_a_server_sends_instead_of_http_is_said_in_one_short_line() -> None:
+    with ended():
+        client = stages.client = Client()
+        client.loop.answer = lambda request: ([b"\xb4\n" * 60_000], 0.0, False)  # type: ignore[attr-defined]
+        client.run(client.play(Source(b"")))
+        assert client.refused
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_status_of_a_provider_that_nests_it_so_deep_that_it_can_just_be_read_is_none(as_json: bool) -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(status.NoProviderError):
+        list(status._lines({"records": [], "name": deep}, as_json=as_json))
+
+
+def test_what_sqlite_quotes_of_a_damaged_file_ends_no_line() -> None:
+    folder = states.Folder()
+    try:
+        folder.empty()
+        for name, content in folder.samples.items():
+            (folder.path / name).write_bytes(content.replace(b"CREATE TABLE node", b"CREATE TABLE nod\x16"))
+        folder.open().abandon()
+        assert len(folder.said) == 1
+        assert folder.said[0].getMessage().isprintable()
+    finally:
+        folder._temporary.cleanup()
+
+
 # -- what would be found ---------------------------------------------------------------------------------------------
 
 
@@ -195,7 +233,101 @@ def _one_too_many(request: Any, file: Any) -> tuple[int, int] | None:
     return None if asked is None else (asked[0], min(asked[1] + 1, file.size))
 
 
+def _spin() -> None:
+    began = time.thread_time()
+    while time.thread_time() - began < 1.5 * guard.BLOCKED_AFTER:
+        pass
+
+
+async def _fail() -> None:
+    raise ValueError
+
+
+# Blocks by which the tables of a world may be fuller at one moment than at another.
+LUCK = 4000
+_kept: list[object] = []
+_node_log = logging.getLogger("plasm_dht.dht")
+# What a node does with a datagram, and the words in which the guard tells of it.
+MISDEEDS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "raises": (lambda node: 1 / 0, "division by zero"),
+    "logs a traceback": (lambda node: _node_log.warning("lost", exc_info=ValueError("x")), "logged: lost"),
+    "logs an error": (lambda node: _node_log.error("lost"), "logged: lost"),
+    "logs two lines": (lambda node: _node_log.info("a\nb"), "a log line that the network has forged"),
+    "leaves a task": (lambda node: _kept.append(asyncio.ensure_future(asyncio.sleep(1e9))), "tasks"),
+    "leaves one task": (
+        lambda node: _kept or _kept.append(asyncio.ensure_future(asyncio.sleep(1e9))), "tasks",
+    ),
+    "leaves tasks in the node": (lambda node: node._spawn(asyncio.sleep(1e9)), "tasks are left in the node"),
+    "leaves a failed task": (lambda node: asyncio.ensure_future(_fail()) and None, "never retrieved"),
+    "spins": (lambda node: _spin(), "a turn of the loop took"),
+    "sends too much": (lambda node: node.transport.sendto(bytes(1233), ("10.0.0.1", 1)), "a datagram of 1233 bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("misdeed", MISDEEDS)
+@pytest.mark.unguarded
+@pytest.mark.filterwarnings("ignore")
+def test_the_guard_tells_what_a_node_does_wrong(monkeypatch: pytest.MonkeyPatch, misdeed: str) -> None:
+    act, words = MISDEEDS[misdeed]
+    right = protocol.PlasmProtocol.datagram_received
+
+    def wrong(self: Any, data: bytes, address: Any) -> None:
+        right(self, data, address)
+        act(self)
+
+    monkeypatch.setattr(protocol.PlasmProtocol, "datagram_received", wrong)
+    _kept.clear()
+    with pytest.raises((AssertionError, ZeroDivisionError), match=words):
+        _play_ten()
+    _kept.clear()
+
+
+def _play_ten() -> None:
+    with ended():
+        for number in range(10):
+            TARGETS["datagram"](random.Random(number).randbytes(250))
+            gc.collect()
+
+
+def _growth(monkeypatch: pytest.MonkeyPatch, name: str) -> int:
+    """How many more blocks of memory are taken after 300 inputs than after the first hundred, which fill the tables."""
+    drawn, taken = random.Random(name), []
+    monkeypatch.setattr(stages, "life", 2**62)
+    with ended():
+        for number in range(300):
+            TARGETS[name](drawn.randbytes(250))
+            if number in (100, 299):
+                settle()
+                taken.append(sys.getallocatedblocks())
+    return taken[1] - taken[0]
+
+
+@pytest.mark.parametrize("name", ["datagram", "page"])
+def test_what_is_held_does_not_grow_with_what_was_sent(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert _growth(monkeypatch, name) < LUCK
+
+
+def test_what_grows_where_nobody_looks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, seen = protocol.PlasmProtocol.datagram_received, []
+
+    def forgetful(self: Any, data: bytes, address: Any) -> None:
+        seen.append((data, address))
+        right(self, data, address)
+
+    monkeypatch.setattr(protocol.PlasmProtocol, "datagram_received", forgetful)
+    assert _growth(monkeypatch, "datagram") > LUCK
+
+
 _range = web._range
+
+
+class _Anything(str):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = str.__hash__
+
+
 PLANTED: list[tuple[str, Any, str, Any]] = [
     ("datagram", wire, "_DECODE_ERRORS", ()),
     ("datagram", wire, "MAX_DATAGRAM", 1400),
@@ -213,6 +345,19 @@ PLANTED: list[tuple[str, Any, str, Any]] = [
     ("page", os, "close", lambda descriptor: None),
     ("page", page, "escape", str),
     ("page", gateway.Pointer, "decode", lambda value: manifest.Pointer(OTHER, "1", "x", bytes(32), 1)),
+    ("socket", udp, "MAX_READ", 4000),
+    ("socket", mmsg.Batches, "_sender", lambda self, name: ("127.0.0.1", 1)),
+    ("fetch", folder.File, "sha256", property(lambda self: "0" * 64)),
+    (
+        "fetch",
+        fetch,
+        "_verify",
+        lambda data, offer, target, now: manifest.verify_manifest(data, offer.record.public_key),
+    ),
+    ("fetch", fetch, "MAX_REASON", 10**6),
+    ("fetch", folder.os, "O_NOFOLLOW", 0),
+    ("shown", watch, "printable", str),
+    ("shown", watch.math, "isfinite", lambda value: True),
     ("state", statefile, "_checksum", lambda *_: 0),
     ("state", statefile, "_TORN", ()),
     ("state", statefile.StateFile, "_set_aside", lambda self, now, why: [each.unlink() for each in self._paths()]),
