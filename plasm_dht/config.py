@@ -244,12 +244,10 @@ def _flatten(table: Mapping[str, object], prefix: str, path: Path, shown: str) -
 
 
 def _known_keys(key: str, prefix: str) -> str:
-    known = [*CHECKS, *_TABLES]
-    same_name = [full for full in known if full.rpartition(".")[2] == key.rpartition(".")[2]]
+    known = {full.rpartition(".")[2]: full for full in (*CHECKS, *_TABLES)}  # no two end alike
     import difflib
 
-    near = same_name or difflib.get_close_matches(key, known, n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    siblings = sorted(full for full in known if full.startswith(prefix) and "." not in full[len(prefix) :])
+    for near in difflib.get_close_matches(key.rpartition(".")[2], known, n=1):
+        return f"did you mean {known[near]}?"
+    siblings = sorted(full for full in known.values() if full.startswith(prefix) and "." not in full[len(prefix) :])
     return f"allowed here: {', '.join(siblings)}"

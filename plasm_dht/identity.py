@@ -29,6 +29,14 @@ def parse_publisher_id(text: str) -> bytes:
     return bytes.fromhex(text[len(PREFIX) :])
 
 
+def read_publisher_id(path: str | os.PathLike[str]) -> str:
+    """The publisher id of the key in the file, whoever owns it: nothing is signed with it.
+
+    Raises `FileNotFoundError` when there is none, and `IdentityError` as `Identity.load` does.
+    """
+    return Identity._read(Path(path), of_anybody=True).publisher_id
+
+
 def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
     """Whether the 64-byte signature of `message` is by the holder of the 32-byte `public_key` (RFC 8032)."""
     try:
@@ -104,12 +112,14 @@ class Identity:
         return self._private_key.sign(message)
 
     @classmethod
-    def _read(cls, path: Path) -> Self:
+    def _read(cls, path: Path, *, of_anybody: bool = False) -> Self:
         try:
             # without waiting: a pipe that nobody writes to would hold up the start for ever
             with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
                 status = os.fstat(file.fileno())
                 _check_guarded(path, status)
+                if not of_anybody:
+                    _check_owner(path, status)
                 data = file.read(MAX_KEY_FILE)
         except FileNotFoundError:
             raise
@@ -156,12 +166,16 @@ class Identity:
 
 
 def _check_guarded(path: Path, status: os.stat_result) -> None:
-    """Raises `IdentityError` unless it is a file that nobody but us, and root, can read or replace the content of."""
+    """Raises `IdentityError` unless it is a file that nobody but its owner, and root, can read or replace."""
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise IdentityError(f"key file {path} is {kind}: name a file with a key, or one that is to be made")
     if mode & 0o077:
         raise IdentityError(f"key file {path} has mode {mode:04o}, so others can use the key: make it 0600")
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    """Raises `IdentityError` when the file is neither ours nor root's: its owner could sign with the key, too."""
     if status.st_uid not in (0, os.geteuid()):
         raise IdentityError(f"key file {path} belongs to user {status.st_uid}, who can use the key: make it yours")

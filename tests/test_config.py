@@ -196,6 +196,7 @@ def test_a_wrong_value_is_refused_with_file_key_value_and_what_is_allowed(
         ("[provider]\n'dht.port' = 1", "provider.dht.port", "provider.dht"),
         ("[trust]\nzzzzzz = 1", "trust.zzzzzz", "trust.publishers"),
         ("qqqq = 1", "qqqq", "provider, trust"),
+        ("[provider.dht]\nx = 1", "provider.dht.x", "allowed here: provider.dht.bootstrap, provider.dht.host, "),
         ('[provider]\n"a\\nb" = 1', r"provider.a\nb", "provider.name"),
     ],
 )

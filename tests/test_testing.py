@@ -61,6 +61,13 @@ async def test_with_a_short_ttl_a_killed_nodes_record_is_soon_gone_and_a_living_
         assert [await node.get("living") for node in network.nodes] == [2] * 3
 
 
+async def test_a_node_that_is_killed_withdraws_nothing() -> None:
+    async with local_network(3) as network:
+        await network.nodes[0].publish(NAME, "here")
+        await network.kill(network.nodes[0])
+        assert [await node.get(NAME) for node in network.nodes] == ["here"] * 2
+
+
 async def test_a_node_that_leaves_withdraws() -> None:
     async with local_network(3) as network:
         await network.nodes[0].publish(NAME, "here")

@@ -1,5 +1,6 @@
 """`plasm-dht key show` and `plasm-dht key new`: the identity that signs records."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -39,14 +40,15 @@ def add_to(app: typer.Typer) -> None:
 @_commands.command(epilog=_SHOW_EXAMPLE)
 def show(identity: IdentityFile = None, state_dir: StateDir = None) -> None:
     """Print the publisher id, alone, on stdout. Creates nothing."""
-    from plasm_dht.identity import Identity
+    from plasm_dht.identity import read_publisher_id
 
     path = identity_path(identity, state_dir)
-    if not path.exists():
+    try:
+        emit(read_publisher_id(path))  # a service's key, too, that belongs to the service's user
+    except FileNotFoundError:
         raise IdentityError(
             f"there is no key file {path}: make one with 'plasm-dht key new', or name it with --identity"
-        )
-    emit(Identity.load(path).publisher_id)
+        ) from None
 
 
 @_commands.command(epilog=_NEW_EXAMPLE)
@@ -55,7 +57,7 @@ def new(identity: IdentityFile = None, state_dir: StateDir = None, force: Force 
     from plasm_dht.identity import Identity
 
     path = identity_path(identity, state_dir)
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:  # noqa: PTH110  # where we may not look, Path.exists raises
         raise IdentityError(
             f"key file {path} exists: name another one with --identity, or replace it with --force "
             "(readers that trust its publisher id then have to be told the new one)"

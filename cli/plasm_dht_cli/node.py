@@ -63,7 +63,7 @@ def node(
     life: dict[str, Any] = {"record_ttl": settings.dht.record_ttl, "refresh_interval": settings.dht.refresh_interval}
     life["storage"] = options.open_storage(state_dir)
 
-    control = running.Control(lambda: options.settings(ctx))
+    control = running.Control(lambda: options.settings_again(ctx))
 
     async def run(server: PlasmServer, front: "Front | None" = None) -> None:
         await server.bootstrap(settings.dht.bootstrap)

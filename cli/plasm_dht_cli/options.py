@@ -1,11 +1,15 @@
 """The options that commands share: names, variables, help, and the way from what was typed to settings."""
 
+import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+from plasm_dht.errors import ConfigError
 
 if TYPE_CHECKING:
     from plasm_dht.config import Loaded, Override, Settings
@@ -174,6 +178,16 @@ def settings(ctx: typer.Context) -> "Settings":
     Raises `ConfigError`.
     """
     return load_settings(ctx).settings
+
+
+def settings_again(ctx: typer.Context) -> "Settings":
+    """As `settings`, while a service runs: a pipe has been read, and could be waited for until after the end."""
+    file = ctx.params.get("config")
+    if file is not None:
+        with suppress(OSError):  # reading it says so
+            if stat.S_ISFIFO(Path(file).stat().st_mode):
+                raise ConfigError(f"configuration file {file} is a pipe, which is read once")
+    return settings(ctx)
 
 
 def load_settings(ctx: typer.Context) -> "Loaded":

@@ -100,7 +100,7 @@ def serve(
     from plasm_dht.provider.provider import Provider
     from plasm_dht_cli import running
 
-    control = running.Control(lambda: options.settings(ctx))
+    control = running.Control(lambda: options.settings_again(ctx))
 
     async def service() -> None:
         async with Provider(settings, key, no_http=no_http, withdraw=not no_withdraw, storage=storage) as provider:

@@ -46,6 +46,7 @@ def is_reachable(ip: str) -> bool:
         address = ipaddress.ip_address(ip)
     except ValueError:
         return False
+    address = getattr(address, "ipv4_mapped", None) or address  # what it is over a socket for both families
     return not (address.is_multicast or address.is_unspecified)
 
 

@@ -182,7 +182,9 @@ class NodeLookup:
     def _add_named(self, nodes: Iterable[ids.NodeTuple]) -> None:
         """Candidates that a responder named; of those in our own table we know better whether they answer."""
         find = self.protocol.router.find
-        contacts = (find(node.id) or Contact(*node) for node in nodes if self._is_news(node) and ids.is_askable(node))
+        news = (node for node in nodes if self._is_news(node) and ids.is_askable(node))
+        # a stock node that is bound to `::` names IPv4 addresses as its socket writes them
+        contacts = (find(node.id) or Contact(node.id, ids.plain(node.ip), node.port) for node in news)
         # alpha, as with the stale: where half of all have died, one of three is alive in most cases.
         unheard = self._outside(contacts)
         named = (each for each in unheard if each.address not in self._addresses and each.address not in self.silent)

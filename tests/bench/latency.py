@@ -204,7 +204,7 @@ def among_dead(scale: Scale) -> Row:
         "get, a quarter just died (p95)",
         "ms",
         spread(1000 * each for each in p95),
-        opendht="11 (by the issue)",
+        opendht="11 (not measured here)",
         target="about 20 ms",
         reached=percentile(every, 0.95) <= 0.020 and not missed["ours"],
         note=f"ours: median {1000 * statistics.median(every):.1f} ms, longest {1000 * max(every):.1f} ms of"

@@ -52,7 +52,7 @@ class Row:
 
     group, name: its place; `name` is unique. unit: of `ours`, `stock` and `opendht`.
     ratio: ours over stock; `better` says which way is good: "more" or "less".
-    target: in words, from the issue; reached: `None` where the issue sets none, or it cannot be told from this run.
+    target: in words; reached: `None` where none is set, or it cannot be told from this run.
     opendht: a spread, or why there is none.
     """
 

@@ -1,11 +1,13 @@
 """`plasm-dht key`: the identity, shown and made."""
 
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from plasm_dht.identity import Identity, parse_publisher_id
+from plasm_dht_cli.main import run
 from tests.cli.process import Run
 
 
@@ -103,3 +105,35 @@ def test_a_line_break_in_a_path_makes_no_second_line(plasm: Run, tmp_path: Path)
     shown = plasm("key", "show", "--identity", f"{tmp_path}/a\nplasm-dht: error: forged\x1b[2J")
     assert shown.stderr.count("\n") == 1
     assert "\x1b" not in shown.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read another user's key file")
+def test_root_is_shown_the_key_of_a_service_but_does_not_sign_with_it(plasm: Run, tmp_path: Path) -> None:
+    made = plasm("key", "new", "--state-dir", tmp_path)
+    os.chown(tmp_path / "identity.pem", 12345, -1)
+    shown = plasm("key", "show", "--state-dir", tmp_path)
+    assert (shown.returncode, shown.stdout) == (0, made.stdout)
+    signed = plasm("publish", "name", "value", "--once", "--bootstrap", "127.0.0.1:9", "--state-dir", tmp_path)
+    assert signed.returncode == 2
+    assert "belongs to user 12345" in signed.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user that may not look")
+@pytest.mark.parametrize(
+    ("verb", "problem"), [("show", "key file {} cannot be read"), ("new", "key file cannot be made")]
+)
+def test_a_folder_where_we_may_not_look_is_one_line(
+    verb: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["key", verb, "--state-dir", str(tmp_path / "state")]
+    run(["key", "new", "--state-dir", str(tmp_path / "state")])
+    run(["key", "show", "--state-dir", str(tmp_path / "state")])  # so that all is imported
+    capsys.readouterr()
+    os.seteuid(65534)
+    try:
+        assert run(arguments) == 2
+    finally:
+        os.seteuid(0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert problem.format(tmp_path / "state/identity.pem") in line
+    assert line.endswith(": Permission denied")

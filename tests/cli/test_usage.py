@@ -130,6 +130,7 @@ def test_a_flag_beats_the_variable_and_the_variable_beats_the_file(plasm: Run, t
     assert "200 s (PLASM_DHT_RECORD_TTL)" in one_line(plasm(*ours, PLASM_DHT_RECORD_TTL="200"))
     flag = plasm(*ours, "--record-ttl", "300", PLASM_DHT_RECORD_TTL="200")
     assert "300 s (--record-ttl)" in one_line(flag)
+    assert "100 s (ttl.toml)" in one_line(plasm(*ours, PLASM_DHT_RECORD_TTL="")), "an empty one is not set"
 
 
 @pytest.mark.parametrize(

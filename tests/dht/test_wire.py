@@ -277,6 +277,7 @@ def test_nodes_come_back(near: list[NodeTuple]) -> None:
     [
         (ID, HERE, 0), (ID, HERE, 65536), (ID, HERE, -1),
         (ID, "0.0.0.0", 1), (ID, "::", 1), (ID, "224.0.0.1", 1), (ID, "ff02::1", 1),
+        (ID, "::ffff:224.0.0.1", 1), (ID, "::ffff:0.0.0.0", 1), (ID, "::ffff:e000:1", 1),
         (ID, "localhost", 1), (ID, "", 1), (ID, "1.2.3", 1), (ID, "1.2.3.4\x00", 1), (ID, "1.2.3.4 ", 1),
         (ID, "fe80::1%eth0", 1), (ID, "fe80::1%\x00", 1), (ID, "fe80::1%\u2024", 1),
         (bytes(20), HERE, 1), (ID[1:], HERE, 1), (ID + b"x", HERE, 1),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -85,6 +86,9 @@ async def test_a_bad_file_is_one_line_and_changes_nothing(world: World, artifact
         assert said.count("\n") == 1
     file.unlink()
     assert "No such file" in await reload(provider, "the old settings stay")
+    os.mkfifo(file)
+    assert "is a pipe" in await reload(provider, "the old settings stay"), "nobody writes to it: it is not waited for"
+    file.unlink()
     assert await ask(node) == before
     write(file, dht="record_ttl = 600")
     await reload(provider, "nothing has changed")
