@@ -345,6 +345,10 @@ def _reason(error: Exception) -> str:
         return "it does not answer"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"cannot connect: {error.os_error.strerror or error.os_error}"
+    if isinstance(error, aiohttp.RedirectClientError):
+        return f"it redirects to {error}, which is no http:// or https:// address"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "it broke off"
     return "too many redirects" if isinstance(error, aiohttp.TooManyRedirects) else str(error) or type(error).__name__
 
 
