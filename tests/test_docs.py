@@ -7,13 +7,17 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import plasm_dht
 from docs import reference
 from plasm_dht import config
+from plasm_dht.provider import gateway, web
+from plasm_dht.provider import page as page_for_people
+from plasm_dht.provider.journal import Journal
+from plasm_dht.provider.site import Site
 from plasm_dht.values import CHECKS, toml
 from plasm_dht_cli import exits, options
 
@@ -113,6 +117,21 @@ def test_the_default_that_help_says_is_the_default(key: str) -> None:
 
 # What a command does unless it is told: `publish` has an address and a port of its own, `node` serves no HTTP.
 OTHERWISE = {("publish", "host"), ("publish", "port"), ("node", "http_port")}
+
+
+def test_every_path_is_on_the_page_of_http_and_no_other_and_is_only_read() -> None:
+    app, nothing = web.create_app(Site()), cast(Any, None)
+    gateway.add_to(app, gateway.Gateway(nothing, nothing))
+    page_for_people.add_to(app, nothing, Journal(lambda: 0))
+    names = {"{channel}": "CHANNEL", "{arch}": "ARCH", "{filename}": "FILE"}
+    offered = set()
+    for route in app.router.routes():
+        assert route.method in ("GET", "HEAD")
+        assert route.resource is not None
+        offered.add(re.sub(r"{\w+}", lambda name: names[name[0]], route.resource.canonical))
+    first_column = re.findall(r"^\| (`/.*?`) \| ", (DOCS / "http.md").read_text(), re.MULTILINE)
+    documented = {path for cell in first_column for path in cell.replace("`", "").split(", ")}
+    assert documented - {"/CHANNEL/ARCH/boot.ipxe"} == offered, "that one is made where there is no such FILE"
 
 
 def test_every_exit_code_is_documented_and_no_other() -> None:

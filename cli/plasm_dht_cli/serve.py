@@ -46,7 +46,14 @@ BaseUrl = Annotated[
         "Default: this provider's own.",
     ),
 ]
-NoHttp = Annotated[bool, option("--no-http", help="Serve no HTTP; something else serves the folder at --base-url.")]
+NoHttp = Annotated[
+    bool,
+    option(
+        "--no-http",
+        help="Serve no HTTP: something else serves DIR at --base-url, and the manifests, CHANNEL/ARCH/manifest.json, "
+        "that are written below manifests in the state directory.",
+    ),
+]
 NoWithdraw = Annotated[
     bool, option("--no-withdraw", help="When stopped, leave the records to expire instead of taking them back.")
 ]
@@ -95,6 +102,7 @@ def serve(
         )
     key = options.load_identity(identity, state_dir)
     storage = options.open_storage(state_dir)
+    manifests = options.state_path(state_dir) / "manifests" if no_http else None
 
     from plasm_dht.config import format_address
     from plasm_dht.provider.provider import Provider
@@ -103,7 +111,9 @@ def serve(
     control = running.Control(lambda: options.settings_again(ctx))
 
     async def service() -> None:
-        async with Provider(settings, key, no_http=no_http, withdraw=not no_withdraw, storage=storage) as provider:
+        async with Provider(
+            settings, key, no_http=no_http, manifests=manifests, withdraw=not no_withdraw, storage=storage
+        ) as provider:
             http = provider.http_address
             where = format_address(provider.dht_address), format_address(http) if http else "-", key.publisher_id
             control.ready(where, status=provider.summary, apply=provider.apply)

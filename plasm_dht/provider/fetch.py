@@ -350,8 +350,13 @@ def _reason(error: Exception) -> str:
         return f"cannot connect: {error.os_error.strerror or error.os_error}"
     if isinstance(error, aiohttp.TooManyRedirects):
         return "too many redirects"
-    # aiohttp quotes, over several lines, all that a server sent instead of HTTP
-    return printable(" ".join(str(error).split()))[:MAX_REASON] or type(error).__name__
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "it broke off"
+    # aiohttp quotes, over several lines, all that a server sent instead of HTTP, or as an address
+    text = printable(" ".join(str(error).split()))[:MAX_REASON] or type(error).__name__
+    if isinstance(error, aiohttp.RedirectClientError):
+        return f"it redirects to {text}, which is no http:// or https:// address"
+    return text
 
 
 def _refusal(response: aiohttp.ClientResponse, url: str) -> _RefusedError:

@@ -173,6 +173,16 @@ class Folder:
         return self.path / (name + PART)
 
 
+def write_manifest(folder: Path, manifest: bytes) -> None:
+    """Put the bytes into the folder as `manifest.json`, all or nothing. Raises `FolderError`."""
+    place = Folder(folder)
+    try:
+        place.open()
+        place.commit([], manifest, [])
+    finally:
+        place.close()
+
+
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """As `asyncio.to_thread`, but when it is cancelled it ends after the thread has: nobody closes what it uses."""
     running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))

@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from plasm_dht.clock import Clock
@@ -19,6 +20,7 @@ from plasm_dht.identity import Identity
 from plasm_dht.provider.address import BaseUrl
 from plasm_dht.provider.artifacts import ArtifactSet
 from plasm_dht.provider.channels import Channels
+from plasm_dht.provider.folder import in_thread, write_manifest
 from plasm_dht.provider.journal import Journal
 from plasm_dht.provider.manifest import MANIFEST_FILE, REBUILD_AFTER, Pointer, build_manifest, record_name
 from plasm_dht.provider.observed import ObservedServer
@@ -38,7 +40,8 @@ class Provider:
 
     Entering starts everything and returns when all that is in the folder has been published, each channel as soon as
     it is hashed; leaving withdraws it (unless `withdraw` is false) and stops. Entering raises `ArtifactsError`,
-    `ListenError` or `ConfigError`.
+    `ListenError` or `ConfigError`. With `manifests`, a folder, each manifest is written there as
+    `CHANNEL/ARCH/manifest.json` before its record names it, for something else to serve.
 
     Attributes:
         dht_address: (host, port) of the DHT node, as bound.
@@ -51,20 +54,23 @@ class Provider:
         identity: Identity,
         *,
         no_http: bool = False,
+        manifests: Path | None = None,
         withdraw: bool = True,
         clock: Clock | None = None,
         storage: RecordStorage | None = None,
     ) -> None:
         if settings.artifacts_dir is None:
             raise ConfigError("provider.artifacts_dir is not set: name the folder that holds CHANNEL/ARCH/ folders")
-        if no_http and settings.base_url is None and settings.http_port == 0:
+        if no_http and settings.base_url is None:
             raise ConfigError(
-                "provider.http_port is 0 and this provider serves no HTTP: say with --base-url or --http-port where "
-                "the files are served"
+                "provider.base_url is not set, and this provider serves no HTTP: say with --base-url where something "
+                "else serves the files and manifests"
             )
         self._settings = settings
         self._identity = identity
         self._no_http = no_http
+        self._manifests = manifests
+        self._writing = asyncio.Lock()
         self._withdraw = withdraw
         self._clock = clock or Clock()
         self._root = settings.artifacts_dir
@@ -246,6 +252,7 @@ class Provider:
 
     async def _publish(self, target: str, version: str, pointer: bytes) -> None:
         try:
+            await self._write_manifest(target)
             publication = await self.server.publish(record_name(target), pointer)
         except PlasmError as error:
             log.warning("%s is not advertised: %s", target, error)
@@ -257,6 +264,13 @@ class Provider:
             publication.seq,
             counted(publication.stored, "holder"),
         )
+
+    async def _write_manifest(self, target: str) -> None:
+        """Write the newest manifest of the target for what serves it. Raises `FolderError`."""
+        async with self._writing:  # in turn, so that what is written last is the newest
+            page = self._pages.get(target)
+            if self._manifests is not None and page is not None:
+                await in_thread(write_manifest, self._manifests / target, page.manifest)
 
     def _take_down(self, target: str) -> None:
         self._artifacts.pop(target, None)

@@ -1,6 +1,7 @@
 """`plasm-dht status`: a real provider is asked, and everything that is none."""
 
 import json
+import re
 import signal
 import socketserver
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from tests.cli.process import Process, Run, Start
 
+ROOT = Path(__file__).parents[2]
 TARGETS = ("edge/amd64", "stable/arm64")
 
 
@@ -56,7 +58,9 @@ def test_json_is_the_providers_own_answer_on_one_line(plasm: Run, provider: Proc
     said = json.loads(done.stdout)
     assert said["name"] == "rack-7"
     assert [record["key"] for record in said["records"]] == list(TARGETS)
-    assert {"seq", "expires_at", "ttl_remaining", "refresh_in", "holders"} <= said["records"][0].keys()
+    documented = (ROOT / "docs/http.md").read_text().partition("\n## `/status`\n")[2].partition("\n## ")[0]
+    words = set(re.findall(r"`([a-z_]+)`", documented)) - {"inotify", "polling", "none"}
+    assert said.keys() | said["records"][0].keys() == words
 
 
 def test_a_node_with_http_advertises_nothing(plasm: Run, start: Start) -> None:

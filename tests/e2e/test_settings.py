@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.e2e.world import TARGET, World, ask, read
+from tests.e2e.world import TARGET, World, ask, put, read, soon, version
 
 
 async def test_a_flag_beats_a_variable_and_a_variable_beats_the_file(world: World, artifacts: Path) -> None:
@@ -71,13 +72,51 @@ async def test_an_impossible_setting_is_refused_before_anything_starts(world: Wo
         assert wrong in done.stderr
 
 
-async def test_a_base_url_is_advertised_instead_of_the_own_address_with_http_and_without(
-    world: World, artifacts: Path
-) -> None:
+async def test_a_base_url_is_advertised_instead_of_the_own_address(world: World, artifacts: Path) -> None:
     node = await world.node("127.0.0.10")
     base = "https://cdn.example.net/boot"
-    provider = await world.provider("127.0.0.11", artifacts, "--base-url", base + "/", "--no-http", joins=node.dht)
-    assert provider.http == "-"
+    provider = await world.provider("127.0.0.11", artifacts, "--base-url", base + "/", joins=node.dht)
     assert (await world.get(node)).stdout == f"{base}/{TARGET}/manifest.json\n"
     assert (await provider.stop()).code == 0
     assert await ask(node) is None
+
+
+async def test_without_http_something_else_serves_the_folder_and_the_manifests_that_are_written(
+    world: World, artifacts: Path
+) -> None:
+    manifests = world.folder / "serve-127.0.0.11" / "manifests"
+
+    class Elsewhere(SimpleHTTPRequestHandler):
+        def translate_path(self, path: str) -> str:
+            return str((manifests if path.endswith("manifest.json") else artifacts) / path.lstrip("/"))
+
+        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002  # as the base class has it
+
+    with ThreadingHTTPServer(("127.0.0.12", 0), Elsewhere) as elsewhere:
+        serving = asyncio.create_task(asyncio.to_thread(elsewhere.serve_forever, 0.05))
+        try:
+            node = await world.node("127.0.0.10")
+            base = f"http://127.0.0.12:{elsewhere.server_port}"
+            provider = await world.provider("127.0.0.11", artifacts, "--no-http", "--base-url", base, joins=node.dht)
+            assert provider.http == "-"
+            fetch = ("fetch", TARGET, "-o", "out", "--bootstrap", node.dht)
+            assert (await world.run(*fetch)).stdout == "out/manifest.json\n"
+            put(artifacts, VERSION="2", vmlinuz="another kernel")
+
+            async def advertised() -> bool:
+                return await version(node) == "2"
+
+            await soon(advertised)
+            assert (await world.run(*fetch)).stdout == "out/manifest.json\n"
+            assert (world.folder / "out" / "vmlinuz").read_text() == "another kernel"
+        finally:
+            await asyncio.to_thread(elsewhere.shutdown)
+            await serving
+
+
+async def test_without_http_and_without_a_base_url_nobody_could_serve_what_is_advertised(
+    world: World, artifacts: Path
+) -> None:
+    done = await world.run("serve", "--artifacts", artifacts, "--no-http", "--port", "0")
+    assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "--base-url" in done.stderr

@@ -258,7 +258,7 @@ async def test_a_target_that_is_none_is_said_before_anything_is_made(folder: Pat
 async def test_redirects_are_followed_but_not_for_ever(shop: Shop, other: Shop, folder: Path) -> None:
     def to(url: str) -> Any:
         async def answer(request: web.Request) -> web.Response:
-            raise web.HTTPFound(url)
+            return web.Response(status=302, headers={"Location": url})  # as it is; an exception would mend it
 
         return answer
 
@@ -267,9 +267,18 @@ async def test_redirects_are_followed_but_not_for_ever(shop: Shop, other: Shop, 
     for url in (f"{shop.url}/initrd.gz", "file:///etc/passwd", "ftp://127.0.0.1/x", "http://[::1"):
         shop.answers["initrd.gz"] = to(url)
         (folder / "initrd.gz").unlink(missing_ok=True)
-        with pytest.raises(UnavailableError):
+        why = "too many redirects" if url.startswith(shop.url) else "it redirects to .*, which is no http"
+        with pytest.raises(UnavailableError, match=why):
             await load(folder, [shop.record()])
     assert len(shop.asked("initrd.gz")) < 15
+
+
+async def test_a_manifest_that_breaks_off_is_said_in_a_few_words(shop: Shop, folder: Path) -> None:
+    taken = asyncio.Event()
+    taken.set()
+    shop.answers["manifest.json"] = breaks_off(shop.manifest(), 100, taken)
+    with pytest.raises(UnavailableError, match=r"/manifest\.json: it broke off$"):
+        await load(folder, [shop.record()])
 
 
 @pytest.mark.parametrize("name", ["vmlinuz", "manifest.json"])
