@@ -107,7 +107,8 @@ def end_client() -> None:
         client.end()
 
 
-STOPS = (end_world, end_server, end_client, documents.renew, sockets.renew, states.renew)
+# The sockets first: server and client count what the process has open.
+STOPS = (sockets.renew, end_world, end_server, end_client, documents.renew, states.renew)
 
 
 def end() -> None:
