@@ -301,7 +301,7 @@ async def _send(
             break
         try:
             await response.write(chunk)
-        except ConnectionResetError:  # the client has gone
+        except ConnectionError:  # the client has gone; aiohttp says so in two ways
             break
         except asyncio.CancelledError:  # we stop: what the client does not take would keep the connection open
             if transport:

@@ -135,6 +135,17 @@ async def test_a_server_without_ranges_sends_all_of_it(shop: Shop, folder: Path)
     assert (folder / "vmlinuz").read_bytes() == KERNEL
 
 
+async def test_a_server_that_likes_to_compress_is_asked_not_to(shop: Shop, folder: Path) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.Response(body=KERNEL)
+        response.enable_compression()
+        return response
+
+    shop.answers["vmlinuz"] = answer
+    await load(folder, [shop.record()])
+    assert (folder / "vmlinuz").read_bytes() == KERNEL
+
+
 async def test_a_hash_as_etag_that_is_another_one_starts_over_before_the_rest_is_read(shop: Shop, folder: Path) -> None:
     left_half(folder)
     sent: list[int] = []
