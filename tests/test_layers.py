@@ -73,6 +73,8 @@ LAYERS: dict[str, float] = {
     "plasm_dht.provider.folder": 3,  # the folder that a download goes to
     "plasm_dht.dht.answers": 3.5,  # what is said to find_node and find_value
     "plasm_dht.dht.mmsg": 3,  # many datagrams a system call
+    "plasm_dht.dht.apart": 3.2,  # a socket for responses
+    "plasm_dht.dht.call": 3.5,  # a request that waits for its answer
     "plasm_dht.dht.udp": 3.5,  # the socket beneath the transport
 }
 

@@ -17,6 +17,7 @@ from rpcudp.protocol import RPCProtocol
 from plasm_dht.clock import Clock
 from plasm_dht.dht import density, ids, stats, wire
 from plasm_dht.dht.answers import Answers
+from plasm_dht.dht.call import Call
 from plasm_dht.dht.ids import Address
 from plasm_dht.dht.limits import SILENT_FOR, VERIFIED_FOR, RateLimit, Said, Seen
 from plasm_dht.dht.roundtrip import RoundTrips
@@ -37,36 +38,6 @@ AROUND = 4
 
 # The response to a request, given its sender and its message id; a coroutine where somebody has to be asked first.
 Handler: TypeAlias = Callable[[Address, bytes, Any], bytes | Coroutine[Any, Any, bytes]]
-
-
-class Call:
-    """One request of ours that waits for its answer."""
-
-    __slots__ = (
-        "address",
-        "contact",
-        "datagram",
-        "future",
-        "is_ping",
-        "is_store",
-        "read",
-        "sent_at",
-        "sent_twice",
-        "timer",
-    )
-
-    def __init__(self, address: Address, contact: Contact | None, name: str, datagram: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        self.address = address
-        self.contact = contact
-        self.datagram = datagram
-        self.future: asyncio.Future[Outcome] = loop.create_future()
-        self.is_ping = name == "ping"
-        self.is_store = name == "store"
-        self.read = wire.READERS[name]
-        self.sent_at = loop.time()
-        self.sent_twice = False
-        self.timer: asyncio.TimerHandle
 
 
 class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library has no types
@@ -126,7 +97,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
     def connection_made(self, transport: asyncio.DatagramTransport) -> None:
         """Keep the transport, and get hold of its socket."""
         super().connection_made(transport)
-        self._socket = UdpSocket.beneath(transport, self.error_received)
+        self._socket = UdpSocket.beneath(transport, self.error_received, self._responses_received)
         if hasattr(transport, "max_size"):  # else asyncio allocates 256 KiB to read a datagram
             transport.max_size = wire.MAX_READ + 1
 
@@ -149,8 +120,17 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         reply = self._receive(data, sender_of(addr))
         if reply is not None:
             self._send(reply, addr)
-        read, answered = (0, 0) if self._socket is None else self._socket.drain(self._receive)
-        self.stats.received += 1 + read  # once for all of them: each datagram costs as little as before
+        self.stats.received += 1
+        if self._socket is not None:
+            self._drain(self._socket)
+
+    def _responses_received(self, apart: UdpSocket) -> None:
+        self._answers.stamp()
+        self._drain(apart)
+
+    def _drain(self, endpoint: UdpSocket) -> None:
+        read, answered = endpoint.drain(self._receive)
+        self.stats.received += read  # once for all of them: each datagram costs as little as before
         self.stats.sent += answered
 
     def _receive(self, data: bytes, sender: Address) -> bytes | None:

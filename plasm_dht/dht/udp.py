@@ -2,7 +2,7 @@
 
 asyncio wakes up once a datagram; a node that answers a hundred thousand a second reads all that has arrived in one go,
 and where the system can (`mmsg`) with one call. Where the transport has no real socket (the virtual network) asyncio's
-path serves.
+path serves. Where the system can (`apart`) responses have a socket of their own.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from plasm_dht.dht.apart import socket_for_responses
 from plasm_dht.dht.ids import MAPPED, Address, plain
 from plasm_dht.dht.wire import MAX_READ
 
@@ -32,6 +33,7 @@ class UdpSocket:
     def __init__(self, handle: socket.socket, on_error: Callable[[OSError], None]) -> None:
         self._handle = handle
         self._on_error = on_error
+        self._apart: UdpSocket | None = None
         self._is_busy = False
         self._drain_batch: Callable[[Answer, int], tuple[int, int]] | None = None
         self._may_batch = sys.platform == "linux"
@@ -44,12 +46,25 @@ class UdpSocket:
         return self._is_dual or self._is_ipv6 == (":" in ip)
 
     @classmethod
-    def beneath(cls, transport: asyncio.BaseTransport, on_error: Callable[[OSError], None]) -> "UdpSocket | None":
-        """The transport's socket; `None` where it has none."""
+    def beneath(
+        cls,
+        transport: asyncio.BaseTransport,
+        on_error: Callable[[OSError], None],
+        on_responses: Callable[["UdpSocket"], None],
+    ) -> "UdpSocket | None":
+        """The transport's socket; `None` where it has none.
+
+        `on_responses` is called when responses have arrived at a socket of their own, with that, to drain it.
+        """
         there = transport.get_extra_info("socket")
         if there is None:
             return None
-        return cls(socket.socket(fileno=os.dup(there.fileno())), on_error)
+        beneath = cls(socket.socket(fileno=os.dup(there.fileno())), on_error)
+        apart = socket_for_responses(beneath._handle)
+        if apart is not None:
+            beneath._apart = cls(apart, on_error)
+            asyncio.get_running_loop().add_reader(apart.fileno(), on_responses, beneath._apart)
+        return beneath
 
     def drain(self, answer: Answer) -> tuple[int, int]:
         """Hand over what has arrived, `BATCH` datagrams at most, each with its sender, who is sent what that returns.
@@ -94,7 +109,10 @@ class UdpSocket:
             self._on_error(error)
 
     def close(self) -> None:
-        """Close this handle; the transport's own stays open."""
+        """Close this handle, and the socket apart; the transport's own stays open."""
+        if self._apart is not None:
+            asyncio.get_running_loop().remove_reader(self._apart._handle.fileno())
+            self._apart.close()
         self._handle.close()
 
     def _prepare_batches(self) -> None:

@@ -11,8 +11,8 @@ from unittest import mock
 import msgspec
 
 from plasm_dht.dht import answers, limits, protocol, roundtrip, storage, wire
+from plasm_dht.dht.call import Call
 from plasm_dht.dht.lookup import MAX_ASKED
-from plasm_dht.dht.protocol import Call
 from plasm_dht.dht.server import PlasmServer
 from plasm_dht.errors import PlasmError
 from plasm_dht.record import bound_key, shared_key
