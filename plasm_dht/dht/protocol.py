@@ -23,7 +23,7 @@ from plasm_dht.dht.limits import SILENT_FOR, VERIFIED_FOR, RateLimit, Said, Seen
 from plasm_dht.dht.roundtrip import RoundTrips
 from plasm_dht.dht.routing import STALE_AFTER, Contact, PlasmRoutingTable
 from plasm_dht.dht.storage import ACCEPTED, RecordStorage, Verdict
-from plasm_dht.dht.udp import UdpSocket, sender_of
+from plasm_dht.dht.udp import BATCH, SHORT_BATCH, UdpSocket, sender_of
 from plasm_dht.dht.wire import NO_ANSWER, Outcome
 from plasm_dht.record import Record
 
@@ -129,7 +129,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._drain(apart)
 
     def _drain(self, endpoint: UdpSocket) -> None:
-        read, answered = endpoint.drain(self._receive)
+        read, answered = endpoint.drain(self._receive, SHORT_BATCH if self._calls else BATCH)
         self.stats.received += read  # once for all of them: each datagram costs as little as before
         self.stats.sent += answered
 

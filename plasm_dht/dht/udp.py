@@ -20,6 +20,8 @@ from plasm_dht.dht.wire import MAX_READ
 BATCH = 64
 # After a wake-up with so many the next ones are read with one call; for few it costs more than it saves.
 MANY = 16
+# Read at once while an answer to us is awaited: a lookup takes many turns of the loop. Fewer would be read one by one.
+SHORT_BATCH = MANY
 
 Answer = Callable[[bytes, Address], bytes | None]
 
@@ -66,27 +68,27 @@ class UdpSocket:
             asyncio.get_running_loop().add_reader(apart.fileno(), on_responses, beneath._apart)
         return beneath
 
-    def drain(self, answer: Answer) -> tuple[int, int]:
-        """Hand over what has arrived, `BATCH` datagrams at most, each with its sender, who is sent what that returns.
+    def drain(self, answer: Answer, most: int = BATCH) -> tuple[int, int]:
+        """Hand over what has arrived, `most` datagrams at most, each with its sender, who is sent what that returns.
 
         Returns how many were read, and how many responses sent.
         """
         if self._is_busy and self._drain_batch is None and self._may_batch:
             self._prepare_batches()
         if self._is_busy and self._drain_batch is not None:
-            read, answered = self._drain_batch(answer, BATCH)
-            if MANY <= read < BATCH:  # what came meanwhile needs no wake-up of its own
-                more, also_answered = self._drain_batch(answer, BATCH - read)
+            read, answered = self._drain_batch(answer, most)
+            if MANY <= read < most:  # what came meanwhile needs no wake-up of its own
+                more, also_answered = self._drain_batch(answer, most - read)
                 read, answered = read + more, answered + also_answered
         else:
-            read, answered = self._drain_singly(answer)
+            read, answered = self._drain_singly(answer, most)
         self._is_busy = read >= MANY
         return read, answered
 
-    def _drain_singly(self, answer: Answer) -> tuple[int, int]:
+    def _drain_singly(self, answer: Answer, most: int) -> tuple[int, int]:
         read = answered = 0
         try:
-            while read < BATCH:
+            while read < most:
                 datagram, sender = self._handle.recvfrom(MAX_READ + 1)
                 read += 1
                 reply = answer(datagram, sender_of(sender))

@@ -6,12 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.bench import cost, docs, latency, lookups, report, requests, startup, storage
+from tests.bench import cost, docs, flood, latency, lookups, report, requests, startup, storage
 from tests.bench.children import BenchError
 from tests.bench.report import Group, Scale
 
 GROUPS: Mapping[str, Group] = {
     "requests": requests.measure,
+    "flood": flood.measure,
     "latency": latency.measure,
     "storage": storage.measure,
     "start-up": startup.measure,

@@ -4,7 +4,7 @@ import socket
 from contextlib import suppress
 from typing import Any
 
-from plasm_dht.dht.udp import BATCH, UdpSocket
+from plasm_dht.dht.udp import BATCH, SHORT_BATCH, UdpSocket
 from plasm_dht.dht.wire import MAX_READ
 from tests.fuzz.datagrams import MOST
 from tests.fuzz.guard import require
@@ -78,12 +78,12 @@ def _round(source: Source, pair: Pair) -> None:
         read.append((datagram, address))
         return b"r%d" % len(read) if replies[len(read) - 1] else None
 
-    answered = 0
+    answered, most = 0, source.pick((BATCH, SHORT_BATCH))
     while len(read) < len(sent):
         before = len(read)
-        count, responses = pair.node.drain(answer)
+        count, responses = pair.node.drain(answer, most)
         answered += responses
-        require(count == len(read) - before and 0 < count <= BATCH, f"{count} datagrams were read, {len(read)} seen")
+        require(count == len(read) - before and 0 < count <= most, f"{count} datagrams were read, {len(read)} seen")
     require(not pair.errors, f"{pair.errors}")
     require(read == sent, "other datagrams, or of others, than were sent")
     require(answered == sum(map(bool, replies)), f"{answered} were answered of {replies}")
