@@ -103,10 +103,19 @@ def _ask(url: str, timeout: float) -> dict[str, Any]:
 def _fetch(url: str, timeout: float) -> dict[str, Any] | str:
     """The object, or why there is none."""
     from http.client import HTTPException
+    from urllib import request
     from urllib.error import HTTPError, URLError
-    from urllib.request import ProxyHandler, build_opener
 
-    opener = build_opener(ProxyHandler({}))  # a proxy would answer for a provider that is not there
+    opener = request.OpenerDirector()  # that of urllib follows a redirect to FTP, and asks proxies
+    for handler in (
+        request.HTTPHandler,
+        request.HTTPSHandler,
+        request.HTTPDefaultErrorHandler,
+        request.HTTPErrorProcessor,
+        request.HTTPRedirectHandler,
+        request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
     try:
         with opener.open(url, timeout=timeout) as response:
             answer = json.loads(response.read(MAX_ANSWER))

@@ -110,11 +110,13 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._made: list[Path] = []  # the innermost first
         self._descriptor = -1
 
     def open(self) -> None:
         """Make it if need be, and lock it. Raises `FolderError`, also when another fetch holds it."""
         with _on_disk(self.path):
+            self._made = [each for each in (self.path, *self.path.parents) if not each.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -125,7 +127,10 @@ class Folder:
             pass
 
     def close(self) -> None:
-        """Let others have it."""
+        """Let others have it. What was made for it and is still empty goes again."""
+        for made in self._made:
+            with contextlib.suppress(OSError):
+                made.rmdir()
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -167,9 +172,9 @@ class Folder:
             os.fsync(self._descriptor)
 
     def _part_path(self, name: str) -> Path:
-        """`NAME.part`; for a name that has no room for that its hash."""
+        """`NAME.part`; for a name that has no room for that its hash, behind a dot, which no artifact's name has."""
         if len(name.encode()) + len(PART) > MAX_FILENAME:
-            name = hashlib.sha256(name.encode()).hexdigest()
+            name = "." + hashlib.sha256(name.encode()).hexdigest()
         return self.path / (name + PART)
 
 

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -43,6 +44,7 @@ SHUTDOWN = 0.5
 LINGER = 0.0
 # Read in a thread, because sendfile would read a cold disk or a network share on the loop (bytes).
 _CHUNK = 256 * 1024
+_LAST_NONE = re.compile("bytes=-0+")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -328,6 +330,8 @@ def _range(request: web.Request, file: ArtifactFile) -> tuple[int, int] | None:
         return None
     if request.headers.get(hdrs.IF_RANGE, f'"{file.sha256}"') != f'"{file.sha256}"':
         return None
+    if _LAST_NONE.fullmatch(request.headers[hdrs.RANGE]):  # aiohttp takes the last 0 bytes for all of them
+        return file.size, file.size
     try:
         asked = request.http_range
     except ValueError:

@@ -41,7 +41,7 @@ async def fetch(plasm: Run, node: Process, *options: str, **variables: str) -> "
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".part"}
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.suffix != ".part"}
 
 
 async def test_the_path_of_the_manifest_alone_is_on_stdout(plasm: Run, node: Process, tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def answer(body: str, status: str = "200 OK") -> bytes:
         (answer("[]"), "not the status of a provider"),
         (answer('{"records": 7}'), "not the status of a provider"),
         (answer('{"records": [7]}'), "not the status of a provider"),
+        (answer("", "302 Found\r\nLocation: ftp://127.0.0.1:9/status"), "unknown url type: ftp"),
+        (answer("", "302 Found\r\nLocation: file:///etc/passwd"), "HTTP 302"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "no HTTP"),
         (b"", "Remote end closed connection"),
     ],
@@ -156,6 +158,12 @@ def test_what_a_provider_sends_cannot_forge_a_line_or_break_the_table(plasm: Run
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("a\\nb\\x1b[2J (-)\nDHT -, ")
     assert len(done.stdout.splitlines()) == 5
+
+
+def test_a_redirect_to_http_is_followed(plasm: Run, raw: Serve, provider: Process) -> None:
+    done = plasm("status", "--url", raw(answer("", f"307 Temporary Redirect\r\nLocation: {url(provider)}/status")))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "stable/arm64" in done.stdout
 
 
 def test_no_proxy_is_asked(plasm: Run, raw: Serve, provider: Process) -> None:

@@ -183,8 +183,8 @@ async def load(
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What is in the folder, less what is unfinished."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".part"}
+    """What is in the folder, if there is one, less what is unfinished."""
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.suffix != ".part"}
 
 
 def at_half(reached: asyncio.Event) -> Callable[[Progress], None]:

@@ -182,8 +182,8 @@ async def test_a_range_is_exactly_that_part(client, asked, start, end):
         assert await response.read() == CONTENT[start:end]
 
 
-@pytest.mark.parametrize("asked", [f"bytes={SIZE}-", "bytes=99999999-999999999"])
-async def test_a_range_behind_the_end_is_refused_with_the_size(client, asked):
+@pytest.mark.parametrize("asked", [f"bytes={SIZE}-", "bytes=99999999-999999999", "bytes=-0", "bytes=-00"])
+async def test_a_range_without_a_byte_of_the_file_is_refused_with_the_size(client, asked):
     async with client.get(FILE, headers={"Range": asked}) as response:
         assert response.status == 416
         assert response.headers["Content-Range"] == f"bytes */{SIZE}"

@@ -348,6 +348,26 @@ async def test_a_publisher_two_hours_off_is_corrected_and_warned(
     assert await everywhere(readers, lambda node: node.get(NAME)) == [None] * 12
 
 
+async def test_when_the_clock_of_a_publisher_is_set_it_says_that_it_agrees_again_and_signs_with_it(
+    network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(12)
+    host = network.host()
+    host.clock.step(7200)
+    publisher = await nodes.start([nodes.nodes[0]], host=host, identity=identity(1))
+    await publisher.publish(NAME, b"v1")
+    assert publisher.server.clock.correction == pytest.approx(-7_200_000, abs=1000)
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    host.clock.step(-7205)  # as near as a second hand
+    assert (await publisher.publish(NAME, b"v2")).stored == 12
+    assert publisher.server.clock.correction == 0
+    assert "the clock of this machine agrees again with those of the holders" in caplog.text
+    assert "off by" not in caplog.text
+    assert await everywhere(nodes.nodes[:12], lambda node: node.get(NAME)) == [b"v2"] * 12
+
+
 async def test_whom_a_liar_had_sign_for_a_far_future_can_still_take_back_what_it_says(network: Network) -> None:
     nodes = Nodes(network)
     liar = await nodes.start()
