@@ -61,11 +61,10 @@ class Refresher:
         left = (end - now) / 1000
         delay = self.failed(intent.name, left)
         log.warning(
-            "%r was not refreshed: too few holders acknowledged it (%s); what is held expires in %.0f s; "
-            "next try in %.1f s",
+            "%r was not refreshed: too few holders acknowledged it (%s); %s; next try in %.1f s",
             intent.name,
             intent.said,
-            max(left, 0),
+            f"what is held expires in {left:.0f} s" if left > 0 else "nothing of it is held",
             delay,
         )
 

@@ -5,9 +5,10 @@ import contextlib
 
 import pytest
 
+from plasm_dht.dht.intent import Intent
 from plasm_dht.dht.refresh import LIMIT, Refresher, retry_delay
 from plasm_dht.errors import RecordError
-from tests.dht.support import HalfManualClock, ManualClock, until
+from tests.dht.support import START, HalfManualClock, ManualClock, until
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,15 @@ async def test_what_a_suspend_made_overdue_goes_out_at_once_but_not_all_together
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize(("left", "says"), [(100, "what is held expires in 100 s"), (0, "nothing of it is held")])
+def test_when_it_is_not_refreshed_the_log_says_whether_anything_of_it_is_held(
+    left: int, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    intent = Intent("name", kept_alive=True, acknowledged_end=left and START + 1000 * left)
+    Refresher(nothing, ManualClock()).after_round(intent, 100, enough=False, took=0)
+    assert f"; {says}; next try in 5.0 s" in caplog.text
 
 
 async def test_a_refresh_that_fails_by_itself_is_tried_again() -> None:

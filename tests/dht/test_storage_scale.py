@@ -90,6 +90,7 @@ def costs(count: int) -> dict[str, int]:
 
 
 def test_no_cost_grows_with_what_is_held() -> None:
+    steps(lambda: None)  # Python 3.12.1 counts nothing in the first call that is traced
     few, many = costs(300), costs(6000)
     assert {what: (few[what], many[what]) for what in few if many[what] > 1.5 * few[what] + 100} == {}
     assert many["read"] < 100
