@@ -60,8 +60,8 @@ class Asker(Protocol):
     def is_known(self, contact: Contact) -> bool:
         """Whether the node at this address has said this id lately."""
 
-    def node_count(self, key: int) -> float | None:
-        """How many nodes the network has, whoever crowds around the key; `None` when that is not known."""
+    def node_count(self) -> float | None:
+        """How many nodes the network has, whoever crowds around a key; `None` when that is not known."""
 
 
 class Hole(NamedTuple):
@@ -122,7 +122,7 @@ class NodeLookup:
 
     async def run_beyond(self) -> "list[Contact]":
         """As `run`, and where attackers crowd around the id, besides those who would be the closest if they did not."""
-        found, nodes = await self.run(), self.protocol.node_count(self.target.long_id)
+        found, nodes = await self.run(), self.protocol.node_count()
         crowd = None if nodes is None else self.crowd(nodes)
         if nodes is None or crowd is None:
             return found
