@@ -151,3 +151,18 @@ async def test_few_of_the_dead_are_asked_and_all_of_those_that_came_back(network
     network.heal()
     await reader.host.run(reader.server.get_records(NAME))
     assert router.live_count >= 20, "each that answers is a reason to ask two more"
+
+
+async def test_a_caller_ends_at_its_deadline_when_its_only_contact_has_died(network: Network) -> None:
+    nodes = Nodes(network)
+    (gate,) = await nodes.grow(1)
+    far = Conditions(latency=0.4)  # so slow that its answers are waited for two seconds, twice
+    caller_host = network.host()
+    network.link(caller_host, gate.host, far)
+    network.link(gate.host, caller_host, far)
+    caller = await nodes.start([gate], host=caller_host, node_id=TRANSIENT_ID)
+    assert caller.server.protocol.router.live_count == 1
+    gate.kill()
+    started = network.now
+    assert await caller.get(NAME, timeout=0.7) is None
+    assert 0.69 < network.now - started < 0.71
