@@ -272,7 +272,7 @@ class NodeLookup:
             self._stale_asked += candidate.stale
             self._ask(candidate)
         if done or self._awaited == 0 or (complete and candidate is None):
-            if self._awaited == 0 and self._try_again():
+            if not done and self._awaited == 0 and (self._try_again() or self._trust_again()):
                 self._advance()
             else:
                 self._finished.set_result(None)
@@ -285,6 +285,18 @@ class NodeLookup:
         for candidate in self._candidates:
             candidate.asked = candidate.failed = False
         return True
+
+    def _trust_again(self) -> bool:
+        """Believe those who named nodes that do not answer a little longer, where hardly anybody has answered.
+
+        Whoever knows one node, and asks it just after the three died that are nearest, would find nobody.
+        """
+        if self._asked >= MAX_ASKED * self.k or sum(each.answered for each in self._candidates) >= ROOTS:
+            return False
+        named = [each for each in self._candidates if not (each.asked or each.failed or self._is_vouched_for(each))]
+        for namer in {namer for each in named for namer in each.namers or ()}:
+            namer.credit = self.alpha
+        return bool(named)
 
     def _ask(self, candidate: Candidate) -> None:
         self._in_flight += 1

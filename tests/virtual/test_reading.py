@@ -153,6 +153,19 @@ async def test_few_of_the_dead_are_asked_and_all_of_those_that_came_back(network
     assert router.live_count >= 20, "each that answers is a reason to ask two more"
 
 
+async def test_a_caller_that_knows_one_node_finds_the_living_behind_those_who_just_died(network: Network) -> None:
+    nodes = Nodes(network)
+    gate, *others = await nodes.grow(12)
+    key = int.from_bytes(shared_key(NAME))
+    nearest = sorted(others, key=lambda node: node.server.node.long_id ^ key)
+    holder = nearest[5]
+    holder.server.storage[shared_key(NAME)] = signed(holder, b"v1", 1).envelope
+    for node in nearest[:5]:
+        node.kill()
+    caller = await nodes.start([gate], node_id=TRANSIENT_ID)
+    assert await caller.get(NAME) == b"v1"
+
+
 async def test_a_caller_ends_at_its_deadline_when_its_only_contact_has_died(network: Network) -> None:
     nodes = Nodes(network)
     (gate,) = await nodes.grow(1)
