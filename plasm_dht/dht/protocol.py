@@ -76,6 +76,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._silent = Seen(SILENT_FOR)
         self._said = Said(VERIFIED_FOR)
         self._deferred: set[bytes] = set()
+        self._counted: tuple[int, float | None] = (-1, None)  # nodes, and of which version of the table
         self._answers = Answers(self.router, storage, clock, ksize)
         self._socket: UdpSocket | None = None
         self._finds = {wire.FIND_NODE: self._answers.find_node, wire.FIND_VALUE: self._answers.find_value}
@@ -294,9 +295,11 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         """How many nodes there are, by how near our neighbours are; `None` where those are too few."""
         if self.source_node.id == ids.TRANSIENT_ID:
             return None
-        own = self.source_node.long_id
-        near = [own ^ each for each in self.router.closest_ids(own, AROUND * self.ksize)]
-        return density.node_count(near, self.ksize)
+        if self._counted[0] != self.router.version:
+            own = self.source_node.long_id
+            near = [own ^ each for each in self.router.closest_ids(own, AROUND * self.ksize)]
+            self._counted = self.router.version, density.node_count(near, self.ksize)
+        return self._counted[1]
 
     def is_known(self, contact: Contact) -> bool:
         """Whether the node at this address has said this id lately."""
