@@ -1,11 +1,13 @@
 """What a reading asks of whom, when it ends, and what it mends: each test fails when its mechanism is switched off."""
 
 import asyncio
+import random
 
 from plasm_dht.dht.ids import TRANSIENT_ID
+from plasm_dht.dht.routing import Contact
 from plasm_dht.record import Record, shared_key, sign
 from tests.virtual.network import Conditions, Network
-from tests.virtual.nodes import Node, Nodes, everywhere, identity
+from tests.virtual.nodes import PORT, Node, Nodes, everywhere, identity
 
 NAME = "/phase/stable/arm64/manifest"
 AUTHOR = identity(1)
@@ -107,6 +109,16 @@ async def test_a_reading_ends_at_its_deadline_with_the_best_that_it_has(network:
     records = await caller.host.run(caller.server.get_records(NAME, timeout=0.7))
     assert [record.value for record in records] == [b"v1"]
     assert 0.69 < network.now - started < 0.71
+
+
+async def test_a_reading_that_nobody_answers_ends_after_ten_seconds(network: Network) -> None:
+    node = await Nodes(network).start()
+    for number in range(200):
+        gone = Contact(random.randbytes(20), f"10.77.{number}.1", PORT)
+        assert node.server.protocol.router.add_contact(gone)
+    started = network.now
+    assert await node.get(NAME) is None
+    assert 9.9 < network.now - started < 10.1
 
 
 async def test_the_only_neighbour_is_asked_once_more_when_both_requests_were_lost(network: Network) -> None:
