@@ -19,28 +19,19 @@ LEAST = 3
 # The nearest to a key that so many are by chance: of 50 liars who are nearer to it than anybody honest all are among
 # those, but for one key in fifty. Of the k = 20 who hold a record most are not.
 CORE = 4
-# Of several counts the least is this share of what there are (the median of drawn networks is 0.8 to 0.87).
-LEAST_SHARE = 0.85
 # The k closest that are seen may be a quarter of a crowd.
 FARTHER = 4
 
 
-def node_count(distances: Sequence[int], k: int) -> float | None:
-    """How many nodes the network has, by k of those nearest to an id; `None` when those are too few.
+def node_count(distances: Sequence[int], key: int, k: int) -> float | None:
+    """How many nodes the network has, of the k nearest to an id; `None` when those are too few.
 
-    `distances`: of these and more, nearest first. A crowd in one place, whatever the place, is not counted: it differs
-    from the id in the same highest bit, and where the id is amid it, in a lower one. So one such bit after the other is
-    left out, and the least count is it.
+    `distances`: of these and more, nearest first. `key`: the distance of a key. A crowd around it is not counted: it
+    differs from the id in the same highest bit as the key, and where the id is as near to the key as the crowd, in a
+    lower one. So those are counted who are farther than that; if they are fewer than k, those who are nearer, too.
     """
-    counts = [_count_without(bits, distances, k) for bits in {each.bit_length() for each in distances}]
-    known = [count for count in counts if count is not None]
-    return min(known) / LEAST_SHARE if known and len(known) == len(counts) else None
-
-
-def _count_without(bits: int, distances: Sequence[int], k: int) -> float | None:
-    """By k who are farther than all distances of so many bits; if they are fewer, by those who are nearer, too."""
-    outer = 1 << bits
-    inner = outer >> 1 if bits else 0
+    outer = 1 << key.bit_length()
+    inner = outer >> 1 if key else 0
     counted = [each for each in distances if each >= outer][:k]
     if len(counted) == k:
         return k * 2.0**SPACE_BITS / (counted[-1] + 1 - outer)

@@ -4,7 +4,7 @@ Every record is verified; of each publisher the newest counts, live or not.
 """
 
 import asyncio
-import contextlib
+import functools
 import math
 from bisect import insort
 from collections import Counter
@@ -59,7 +59,7 @@ class RecordLookup(NodeLookup):
         self.nodes: float | None = None
         self.core = math.inf
         if protocol.source_node.id != ids.TRANSIENT_ID:
-            self.count(protocol.node_count())
+            self.count(protocol.node_count(self.target.long_id))
         self._verified: dict[bytes, Record | None] = {}
         held = [holding.envelope for holding in protocol.storage.holdings(key)]
         self._verified.update((envelope, decode(envelope)) for envelope in held)  # what is held was verified
@@ -84,23 +84,25 @@ class RecordLookup(NodeLookup):
 
     async def ask_also(self, contacts: Iterable[Contact], timeout: float) -> None:
         """Ask those who were not asked yet, all at once, and wait no longer than `timeout` seconds."""
-        asked = {each.contact.id for each in self._candidates if each.asked} | {self.protocol.source_node.id}
-        asking = (self._ask_also(contact) for contact in contacts if contact.id not in asked)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await asyncio.gather(*asking)
+        waiting = set()
+        for contact in contacts:
+            known = self._by_id.get(contact.id)
+            if contact.id == self.protocol.source_node.id or (known is not None and known.asked):
+                continue
+            candidate = Candidate(contact, contact.distance_to(self.target), stale=False)
+            candidate.asked = True
+            future = self.query(candidate)
+            future.add_done_callback(functools.partial(self._receive_also, candidate))
+            waiting.add(future)
+        if waiting:
+            await asyncio.wait(waiting, timeout=max(timeout, 0))
 
-    async def _ask_also(self, contact: Contact) -> None:
-        candidate = Candidate(contact, contact.distance_to(self.target), stale=False)
-        candidate.asked = again = True
-        while again:
-            found: wire.Found | None = (await self.query(candidate))[1]
-            if found is None:
-                return
-            if not candidate.answered:
-                candidate.answered = True
-                insort(self._candidates, candidate)
-            again = self.receive(candidate, found)
+    def _receive_also(self, candidate: Candidate, future: "asyncio.Future[Outcome]") -> None:
+        found: wire.Found | None = future.result()[1]
+        if found is not None:
+            self.receive(candidate, found)
+            candidate.answered = True
+            insort(self._candidates, candidate)
 
     def newest(self, public_key: bytes, known: Collection[int]) -> Record | None:
         """The newest record of a publisher that anybody showed whose `seq` is not among the known ones."""

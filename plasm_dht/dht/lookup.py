@@ -60,8 +60,8 @@ class Asker(Protocol):
     def is_known(self, contact: Contact) -> bool:
         """Whether the node at this address has said this id lately."""
 
-    def node_count(self) -> float | None:
-        """How many nodes the network has, whoever crowds around a key; `None` when that is not known."""
+    def node_count(self, key: int) -> float | None:
+        """How many nodes the network has, whoever crowds around the key; `None` when that is not known."""
 
 
 class Hole(NamedTuple):
@@ -122,7 +122,7 @@ class NodeLookup:
 
     async def run_beyond(self) -> "list[Contact]":
         """As `run`, and where attackers crowd around the id, besides those who would be the closest if they did not."""
-        found, nodes = await self.run(), self.protocol.node_count()
+        found, nodes = await self.run(), self.protocol.node_count(self.target.long_id)
         crowd = None if nodes is None else self.crowd(nodes)
         if nodes is None or crowd is None:
             return found
@@ -151,11 +151,8 @@ class NodeLookup:
         return True
 
     def crowd(self, nodes: float) -> Hole | None:
-        """Around whom in a network of so many nodes too many are to be there by chance.
-
-        Those count who have answered or are known or named by two: a reader with a quorum has heard few of a crowd.
-        """
-        near = (each for each in self._candidates if each.answered or (not each.failed and _is_named_twice(each)))
+        """Around whom in a network of so many nodes too many are to be there by chance, those that are alive."""
+        near = (each for each in self._candidates if each.answered or (each.namers is None and not each.failed))
         distances = [each.distance for each in near if not each.stale or each.answered]
         radius = density.crowd_radius(distances[: self.k], nodes)
         return None if radius is None else Hole(self.target.long_id, radius)
@@ -385,11 +382,6 @@ class NodeLookup:
         for namer in candidate.namers or ():
             namer.credit += 2
         candidate.namers = None
-
-
-def _is_named_twice(candidate: Candidate) -> bool:
-    """Whether it is known, or two who are still believed name it: a liar with endless new nodes makes no crowd."""
-    return candidate.namers is None or sum(namer.credit > 0 for namer in candidate.namers) >= 2
 
 
 async def beyond(

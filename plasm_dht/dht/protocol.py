@@ -33,7 +33,7 @@ STORE_TIMEOUT = 4.0
 PING_BACK = 2.0
 # Pings to strangers under way at once; beyond it a stranger stays unverified.
 MAX_PINGS = 512
-# Contacts of which k are in no crowd, in multiples of k: of one distance hardly more than 2k are known.
+# Contacts of which k are not near a key, in multiples of k: of one distance hardly more than 2k are known.
 AROUND = 4
 
 # The response to a request, given its sender and its message id; a coroutine where somebody has to be asked first.
@@ -76,7 +76,6 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._silent = Seen(SILENT_FOR)
         self._said = Said(VERIFIED_FOR)
         self._deferred: set[bytes] = set()
-        self._counted: tuple[int, float | None] = (-1, None)  # nodes, and of which version of the table
         self._answers = Answers(self.router, storage, clock, ksize)
         self._socket: UdpSocket | None = None
         self._finds = {wire.FIND_NODE: self._answers.find_node, wire.FIND_VALUE: self._answers.find_value}
@@ -291,15 +290,13 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         """Whether it accepts the envelope under the key."""
         return self._call(node_to_ask.address, node_to_ask, "store", self.source_node.id, key, value)
 
-    def node_count(self) -> float | None:
-        """How many nodes there are, by how near our neighbours are; `None` where those are too few."""
+    def node_count(self, key: int) -> float | None:
+        """How many nodes there are, by how near our neighbours are that are none of the key's; `None` without any."""
         if self.source_node.id == ids.TRANSIENT_ID:
             return None
-        if self._counted[0] != self.router.version:
-            own = self.source_node.long_id
-            near = [own ^ each for each in self.router.closest_ids(own, AROUND * self.ksize)]
-            self._counted = self.router.version, density.node_count(near, self.ksize)
-        return self._counted[1]
+        own = self.source_node.long_id
+        near = [own ^ each for each in self.router.closest_ids(own, AROUND * self.ksize)]
+        return density.node_count(near, own ^ key, self.ksize)
 
     def is_known(self, contact: Contact) -> bool:
         """Whether the node at this address has said this id lately."""

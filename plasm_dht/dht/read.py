@@ -3,10 +3,10 @@
 import asyncio
 import heapq
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from plasm_dht.clock import Clock, reader_time
-from plasm_dht.dht import density, ids
+from plasm_dht.dht import density, ids, wire
 from plasm_dht.dht.find import RecordLookup, live
 from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, NodeLookup, beyond
 from plasm_dht.dht.protocol import PlasmProtocol
@@ -111,9 +111,9 @@ class Reader:
         """Where attackers crowd around its key, ask those who would hold it if they did not."""
         loop = asyncio.get_running_loop()
         crowd = None if lookup.nodes is None else lookup.crowd(lookup.nodes)
-        left = deadline - loop.time()
-        if lookup.nodes is not None and crowd is not None and left > 0:
+        if lookup.nodes is not None and crowd is not None:
             rooms = {"k": self._k, "alpha": self._alpha}
+            left = deadline - loop.time()
             found = await beyond(self._protocol, crowd, lookup.nodes, **rooms, timeout=left, margin=1)
             lookup.samples.clear()  # whoever crowds around a key would be most of those who say what time it is
             await lookup.ask_also(found, deadline - loop.time())
@@ -124,24 +124,27 @@ class Reader:
             return
         key = lookups[0].target.long_id
         contacts = heapq.nlargest(COUNTED, self._protocol.router.live(), lambda each: each.long_id ^ key)
-        near = await self._neighbours(contacts, deadline)
-        counts = [density.node_count(distances, self._k) for distances in near]
-        if all(count is None for count in counts) and any(len(distances) >= self._k // 2 for distances in near):
-            # no small network, and whoever was asked sits in a crowd
+        asking = [self._protocol.call_find_node(each, each) for each in contacts]
+        left = deadline - asyncio.get_running_loop().time()
+        answered, _ = await asyncio.wait(asking, timeout=max(left, 0)) if asking else (set(), None)
+        outcomes = [each.result() if each in answered else wire.NO_ANSWER for each in asking]
+        near = {
+            contact.long_id: sorted(int.from_bytes(node.id) ^ contact.long_id for node in outcome[1].nodes)
+            for contact, outcome in zip(contacts, outcomes, strict=True)
+            if outcome[1] is not None
+        }
+        unknown = [lookup for lookup in lookups if not self._count(lookup, near)]
+        if unknown and any(len(distances) >= self._k // 2 for distances in near.values()):
+            # no small network, and whoever was asked is a neighbour of the key
             place = NodeLookup(self._protocol, random.randbytes(ids.ID_BYTES), k=self._k, alpha=self._alpha)
             await place.run(deadline - asyncio.get_running_loop().time())
-            counts = [density.node_count([each.distance for each in place.answered()], self._k)]
-        known = sorted(count for count in counts if count is not None)
-        for lookup in lookups:
-            lookup.count(known[len(known) // 2] if known else None)
+            near = {place.target.long_id: [each.distance for each in place.answered()]}
+            for lookup in unknown:
+                self._count(lookup, near)
 
-    async def _neighbours(self, contacts: Iterable[Contact], deadline: float) -> list[list[int]]:
-        """How near to each of those contacts that answer in time its neighbours are, nearest first."""
-        asked = {self._protocol.call_find_node(each, each): each.long_id for each in contacts}
-        if asked:
-            await asyncio.wait(asked, timeout=max(deadline - asyncio.get_running_loop().time(), 0))
-        near = []
-        for each, own in asked.items():
-            if each.done() and (found := each.result()[1]) is not None:
-                near.append(sorted(int.from_bytes(node.id) ^ own for node in found.nodes))
-        return near
+    def _count(self, lookup: RecordLookup, near: Mapping[int, Sequence[int]]) -> bool:
+        """How many nodes there are by how near they are to some ids, away from the key; whether that says anything."""
+        counts = (density.node_count(near[each], each ^ lookup.target.long_id, self._k) for each in near)
+        known = sorted(count for count in counts if count is not None)
+        lookup.count(known[len(known) // 2] if known else None)
+        return bool(known)

@@ -9,7 +9,7 @@ import pytest
 
 from plasm_dht.clock import RELEASED
 from plasm_dht.dht import wire
-from plasm_dht.dht.candidate import Candidate, Namer
+from plasm_dht.dht.candidate import Candidate
 from plasm_dht.dht.find import MAX_IN_REPLY, RecordLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
@@ -161,20 +161,6 @@ async def test_of_those_who_are_asked_first_one_is_not_among_the_nearest(network
         candidate.asked = True
         asked.append(candidate.contact)
     assert asked == [near[0], near[1], apart, near[2]]
-
-
-async def test_whom_two_believed_responders_name_are_a_crowd_before_they_are_asked(
-    network: Network,
-) -> None:
-    node = await Nodes(network).start()
-    near = [
-        Contact((int.from_bytes(SHARED) ^ each << 140).to_bytes(20), f"10.9.0.{each}", PORT) for each in range(1, 21)
-    ]
-    for given, crowded in (((3, 3), True), ((3, 0), False), ((3,), False)):
-        search = RecordLookup(node.server.protocol, SHARED, k=20, alpha=3, quorum=3)
-        for credit in given:
-            search._add(near, Namer(credit))
-        assert (search.crowd(500) is not None) is crowded
 
 
 async def test_of_a_reply_no_more_signatures_are_checked_than_an_honest_one_can_have(network: Network) -> None:
