@@ -5,7 +5,7 @@ held. That many nodes that near is what no network of honest nodes shows (docs/d
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from plasm_dht.dht.ids import ID_BYTES
 
@@ -23,12 +23,20 @@ CORE = 4
 FARTHER = 4
 
 
-def node_count(distances: Sequence[int], key: int, k: int) -> float | None:
-    """How many nodes the network has, of the k nearest to an id; `None` when those are too few.
+def node_count(distances: Sequence[int], keys: Iterable[int], k: int) -> float | None:
+    """How many nodes the network has, by k of those nearest to an id; `None` when those are too few.
 
-    `distances`: of these and more, nearest first. `key`: the distance of a key. A crowd around it is not counted: it
-    differs from the id in the same highest bit as the key, and where the id is as near to the key as the crowd, in a
-    lower one. So those are counted who are farther than that; if they are fewer than k, those who are nearer, too.
+    `distances`: of these and more, nearest first. `keys`: the distances of keys. No crowd around one is counted.
+    """
+    counts = [_count_without(key, distances, k) for key in keys]
+    return min((count for count in counts if count is not None), default=None)
+
+
+def _count_without(key: int, distances: Sequence[int], k: int) -> float | None:
+    """The count without a crowd around a key at this distance.
+
+    The crowd differs from the id in the same highest bit as the key, and where the id is as near to the key as the
+    crowd, in a lower one. So those are counted who are farther than that; if they are fewer than k, the nearer, too.
     """
     outer = 1 << key.bit_length()
     inner = outer >> 1 if key else 0

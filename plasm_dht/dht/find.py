@@ -4,14 +4,14 @@ Every record is verified; of each publisher the newest counts, live or not.
 """
 
 import asyncio
-import functools
+import contextlib
 import math
 from bisect import insort
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 from plasm_dht.clock import reader_time
-from plasm_dht.dht import density, ids, wire
+from plasm_dht.dht import density, wire
 from plasm_dht.dht.candidate import Candidate
 from plasm_dht.dht.lookup import Asker, NodeLookup
 from plasm_dht.dht.routing import NETWORK_SHARE, Contact, network_of
@@ -57,16 +57,14 @@ class RecordLookup(NodeLookup):
         self.own = Candidate(Contact(protocol.source_node.id, "", 0), 0, stale=False)
         self.samples: list[int] = []  # the responders' clocks (Unix ms)
         self.nodes: float | None = None
-        self.core = math.inf
-        if protocol.source_node.id != ids.TRANSIENT_ID:
-            self.count(protocol.node_count(self.target.long_id))
+        self.core = math.inf  # before the nodes are counted no quorum counts
         self._verified: dict[bytes, Record | None] = {}
         held = [holding.envelope for holding in protocol.storage.holdings(key)]
         self._verified.update((envelope, decode(envelope)) for envelope in held)  # what is held was verified
         self._learn(self.own, held)
 
     def count(self, nodes: float | None) -> None:
-        """Take in how many nodes the network has, `None` when those are too few to say. Before it no quorum counts."""
+        """Take in how many nodes the network has, `None` when those are too few to say."""
         self.nodes = nodes
         self.core = 0.0 if nodes is None else density.reach(density.CORE, nodes)
 
@@ -84,25 +82,23 @@ class RecordLookup(NodeLookup):
 
     async def ask_also(self, contacts: Iterable[Contact], timeout: float) -> None:
         """Ask those who were not asked yet, all at once, and wait no longer than `timeout` seconds."""
-        waiting = set()
-        for contact in contacts:
-            known = self._by_id.get(contact.id)
-            if contact.id == self.protocol.source_node.id or (known is not None and known.asked):
-                continue
-            candidate = Candidate(contact, contact.distance_to(self.target), stale=False)
-            candidate.asked = True
-            future = self.query(candidate)
-            future.add_done_callback(functools.partial(self._receive_also, candidate))
-            waiting.add(future)
-        if waiting:
-            await asyncio.wait(waiting, timeout=max(timeout, 0))
+        asked = {each.contact.id for each in self._candidates if each.asked} | {self.protocol.source_node.id}
+        asking = (self._ask_also(contact) for contact in contacts if contact.id not in asked)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await asyncio.gather(*asking)
 
-    def _receive_also(self, candidate: Candidate, future: "asyncio.Future[Outcome]") -> None:
-        found: wire.Found | None = future.result()[1]
-        if found is not None:
-            self.receive(candidate, found)
-            candidate.answered = True
-            insort(self._candidates, candidate)
+    async def _ask_also(self, contact: Contact) -> None:
+        candidate = Candidate(contact, contact.distance_to(self.target), stale=False)
+        candidate.asked = again = True
+        while again:
+            found: wire.Found | None = (await self.query(candidate))[1]
+            if found is None:
+                return
+            if not candidate.answered:
+                candidate.answered = True
+                insort(self._candidates, candidate)
+            again = self.receive(candidate, found)
 
     def newest(self, public_key: bytes, known: Collection[int]) -> Record | None:
         """The newest record of a publisher that anybody showed whose `seq` is not among the known ones."""

@@ -60,9 +60,6 @@ class Asker(Protocol):
     def is_known(self, contact: Contact) -> bool:
         """Whether the node at this address has said this id lately."""
 
-    def node_count(self, key: int) -> float | None:
-        """How many nodes the network has, whoever crowds around the key; `None` when that is not known."""
-
 
 class Hole(NamedTuple):
     """Where a lookup asks nobody: whoever is nearer to a key than `radius`, since there is a crowd."""
@@ -120,9 +117,12 @@ class NodeLookup:
         self.protocol.stats.lookups[FOUND if closest else NO_ANSWER].add(loop.time() - started)
         return closest
 
-    async def run_beyond(self) -> "list[Contact]":
-        """As `run`, and where attackers crowd around the id, besides those who would be the closest if they did not."""
-        found, nodes = await self.run(), self.protocol.node_count(self.target.long_id)
+    async def run_beyond(self, nodes: float | None) -> "list[Contact]":
+        """As `run`, and where attackers crowd around the id, besides those who would be the closest if they did not.
+
+        `nodes`: how many the network has, if that is known.
+        """
+        found = await self.run()
         crowd = None if nodes is None else self.crowd(nodes)
         if nodes is None or crowd is None:
             return found

@@ -290,13 +290,11 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         """Whether it accepts the envelope under the key."""
         return self._call(node_to_ask.address, node_to_ask, "store", self.source_node.id, key, value)
 
-    def node_count(self, key: int) -> float | None:
-        """How many nodes there are, by how near our neighbours are that are none of the key's; `None` without any."""
-        if self.source_node.id == ids.TRANSIENT_ID:
-            return None
+    def node_count(self, *keys: bytes) -> float | None:
+        """How many nodes there are, by how near our neighbours are, whoever crowds around a key; `None` without any."""
         own = self.source_node.long_id
         near = [own ^ each for each in self.router.closest_ids(own, AROUND * self.ksize)]
-        return density.node_count(near, own ^ key, self.ksize)
+        return density.node_count(near, [own ^ int.from_bytes(key) for key in keys], self.ksize)
 
     def is_known(self, contact: Contact) -> bool:
         """Whether the node at this address has said this id lately."""

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from plasm_dht.clock import Clock, reader_time
-from plasm_dht.dht import density, ids, wire
+from plasm_dht.dht import density, ids
 from plasm_dht.dht.find import RecordLookup, live
 from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, NodeLookup, beyond
 from plasm_dht.dht.protocol import PlasmProtocol
@@ -70,22 +70,24 @@ class Reader:
         deadline = loop.time() + (LOOKUP_TIMEOUT if timeout is None else timeout)
         silent: set[ids.Address] = set()  # a stranger that has died is waited for once, not for each key
 
-        async def look_up(keys: Iterable[bytes]) -> list[RecordLookup]:
+        async def look_up(pairs: Sequence[tuple[bytes, bytes]]) -> list[RecordLookup]:
             lookups = [
                 RecordLookup(self._protocol, key, k=self._k, alpha=self._alpha, quorum=quorum, trust=publishers)
-                for key in keys
+                for key, _ in pairs
             ]
             for lookup in lookups:
                 lookup.silent = silent
-            counting = self._count_nodes(lookups, deadline)
+            counting = self._count_nodes(lookups, pairs, deadline)
             await asyncio.gather(counting, *(lookup.run(deadline - loop.time()) for lookup in lookups))
             await asyncio.gather(*(self._look_beyond(lookup, deadline) for lookup in lookups))
             return lookups
 
-        lookups = await look_up(bound_key(each, name) for each in sorted(publishers))
+        shared = shared_key(name)
+        bound = [bound_key(each, name) for each in sorted(publishers)]
+        lookups = await look_up([(key, shared) for key in bound])
         # An old record or a tombstone at the bound key may be all that a liar shows: the newest of both keys decides.
         if not self._live(lookups, publishers):
-            lookups += await look_up([shared_key(name)])
+            lookups += await look_up([(shared, bound[0] if bound else shared)])
         self._ahead = self._now(lookups) - self._clock.now()
         for lookup in lookups:
             if outdated := lookup.outdated():
@@ -111,40 +113,51 @@ class Reader:
         """Where attackers crowd around its key, ask those who would hold it if they did not."""
         loop = asyncio.get_running_loop()
         crowd = None if lookup.nodes is None else lookup.crowd(lookup.nodes)
-        if lookup.nodes is not None and crowd is not None:
+        left = deadline - loop.time()
+        if lookup.nodes is not None and crowd is not None and left > 0:
             rooms = {"k": self._k, "alpha": self._alpha}
-            left = deadline - loop.time()
             found = await beyond(self._protocol, crowd, lookup.nodes, **rooms, timeout=left, margin=1)
             lookup.samples.clear()  # whoever crowds around a key would be most of those who say what time it is
             await lookup.ask_also(found, deadline - loop.time())
 
-    async def _count_nodes(self, lookups: Sequence[RecordLookup], deadline: float) -> None:
-        """For a caller that does not stay, and so has no neighbours, contacts say who theirs are."""
-        if self._protocol.source_node.id != ids.TRANSIENT_ID or not lookups:
+    async def _count_nodes(
+        self, lookups: Sequence[RecordLookup], pairs: Sequence[tuple[bytes, bytes]], deadline: float
+    ) -> None:
+        """Tell each lookup how many nodes there are; `pairs`: its key, and another of the name that may be crowded."""
+        if self._protocol.source_node.id != ids.TRANSIENT_ID:
+            for lookup, keys in zip(lookups, pairs, strict=True):
+                lookup.count(self._protocol.node_count(*keys))
             return
-        key = lookups[0].target.long_id
+        # A caller that does not stay has no neighbours: contacts say who theirs are, those that are far from the keys.
+        key = int.from_bytes(pairs[0][0]) if pairs else 0
         contacts = heapq.nlargest(COUNTED, self._protocol.router.live(), lambda each: each.long_id ^ key)
-        asking = [self._protocol.call_find_node(each, each) for each in contacts]
-        left = deadline - asyncio.get_running_loop().time()
-        answered, _ = await asyncio.wait(asking, timeout=max(left, 0)) if asking else (set(), None)
-        outcomes = [each.result() if each in answered else wire.NO_ANSWER for each in asking]
-        near = {
-            contact.long_id: sorted(int.from_bytes(node.id) ^ contact.long_id for node in outcome[1].nodes)
-            for contact, outcome in zip(contacts, outcomes, strict=True)
-            if outcome[1] is not None
-        }
-        unknown = [lookup for lookup in lookups if not self._count(lookup, near)]
-        if unknown and any(len(distances) >= self._k // 2 for distances in near.values()):
-            # no small network, and whoever was asked is a neighbour of the key
+        near = await self._neighbours(contacts, deadline) if pairs else {}
+        counts = [self._count(near, keys) for keys in pairs]
+        if None in counts and any(len(distances) >= self._k // 2 for distances in near.values()):
+            # no small network, and whoever was asked is a neighbour of a key
             place = NodeLookup(self._protocol, random.randbytes(ids.ID_BYTES), k=self._k, alpha=self._alpha)
             await place.run(deadline - asyncio.get_running_loop().time())
             near = {place.target.long_id: [each.distance for each in place.answered()]}
-            for lookup in unknown:
-                self._count(lookup, near)
+            counts = [
+                self._count(near, keys) if count is None else count for count, keys in zip(counts, pairs, strict=True)
+            ]
+        for lookup, count in zip(lookups, counts, strict=True):
+            lookup.count(count)
 
-    def _count(self, lookup: RecordLookup, near: Mapping[int, Sequence[int]]) -> bool:
-        """How many nodes there are by how near they are to some ids, away from the key; whether that says anything."""
-        counts = (density.node_count(near[each], each ^ lookup.target.long_id, self._k) for each in near)
+    async def _neighbours(self, contacts: Iterable[Contact], deadline: float) -> dict[int, list[int]]:
+        """How near to each of the contacts that answer in time its neighbours are, nearest first."""
+        asked = {self._protocol.call_find_node(each, each): each.long_id for each in contacts}
+        if asked:
+            await asyncio.wait(asked, timeout=max(deadline - asyncio.get_running_loop().time(), 0))
+        return {
+            own: sorted(int.from_bytes(node.id) ^ own for node in found.nodes)
+            for each, own in asked.items()
+            if each.done() and (found := each.result()[1]) is not None
+        }
+
+    def _count(self, near: Mapping[int, Sequence[int]], keys: Iterable[bytes]) -> float | None:
+        """How many nodes there are, the median by how near they are to some ids."""
+        numbers = [int.from_bytes(key) for key in keys]
+        counts = (density.node_count(near[own], [own ^ each for each in numbers], self._k) for own in near)
         known = sorted(count for count in counts if count is not None)
-        lookup.count(known[len(known) // 2] if known else None)
-        return bool(known)
+        return known[len(known) // 2] if known else None

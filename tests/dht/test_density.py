@@ -16,7 +16,7 @@ def drawn(seed: int, nodes: int, nearest: int) -> list[int]:
 
 
 def counted(distances: list[int], key: int) -> float:
-    count = node_count(distances, key, 20)
+    count = node_count(distances, [key], 20)
     assert count is not None
     return count
 
@@ -26,7 +26,7 @@ def counted(distances: list[int], key: int) -> float:
 def test_the_nodes_are_counted_to_a_half(nodes: int, key: int) -> None:
     counts = [counted(drawn(seed, nodes, 80), key) for seed in range(50)]
     assert all(nodes / 2.5 < count < nodes * 2.5 for count in counts)
-    assert node_count([1, 2], 0, 20) is None
+    assert node_count([1, 2], [0], 20) is None
 
 
 @pytest.mark.parametrize("rank", [1, 5, 15, 100])

@@ -114,6 +114,7 @@ async def test_liars_who_name_each_other_and_show_an_older_record_lead_few_astra
 def shown(protocol: PlasmProtocol, record: Record, holders: Iterable[tuple[int, str]]) -> RecordLookup:
     """A lookup in which holders at these distances to the key (of 2^160) and addresses have shown the record."""
     search = RecordLookup(protocol, SHARED, k=20, alpha=3, quorum=3)
+    search.count(protocol.node_count(SHARED))
     for distance, ip in holders:
         contact = Contact((int.from_bytes(SHARED) ^ distance).to_bytes(20), ip, PORT)
         search._candidates.append(Candidate(contact, distance, stale=False))
@@ -148,7 +149,9 @@ async def test_the_nearest_alone_are_no_quorum(network: Network) -> None:
 async def test_of_those_who_are_asked_first_one_is_not_among_the_nearest(network: Network) -> None:
     nodes = Nodes(network)
     await nodes.grow(40)
-    search = RecordLookup(nodes.nodes[1].server.protocol, SHARED, k=20, alpha=3, quorum=3)
+    protocol = nodes.nodes[1].server.protocol
+    search = RecordLookup(protocol, SHARED, k=20, alpha=3, quorum=3)
+    search.count(protocol.node_count(SHARED))
     near = [
         Contact((int.from_bytes(SHARED) ^ each << 150).to_bytes(20), f"10.9.0.{each}", PORT) for each in range(1, 31)
     ]
@@ -219,7 +222,14 @@ async def crowd(network: Network, book: Book, key: bytes, count: int, kind: str)
 
 
 async def crowded(
-    network: Network, honest: int, keys: Sequence[bytes], count: int, kind: str, *, readers: int = 20
+    network: Network,
+    honest: int,
+    keys: Sequence[bytes],
+    count: int,
+    kind: str,
+    *,
+    readers: int = 20,
+    early: bool = False,
 ) -> list[object]:
     """What readers with a trust list find of a name whose keys are each surrounded by so many liars.
 
@@ -227,11 +237,15 @@ async def crowded(
     """
     nodes = await grown(network, honest)
     publisher = publishers(nodes)[0]
-    await publisher.publish(NAME, b"before")
+    if not early:
+        await publisher.publish(NAME, b"before")
     book = Book(nodes.nodes)
     for key in keys:
         await crowd(network, book, key, count, kind)
     await asyncio.sleep(60)
+    if early:
+        await publisher.publish(NAME, b"before")
+        await asyncio.sleep(60)
     trust = [identity(1).publisher_id]
     others = [node for node in nodes.nodes if node is not publisher]
     chosen = random.sample(others, readers)
@@ -268,6 +282,14 @@ async def test_50_of_500_nodes_may_crowd_around_a_key(network: Network, kind: st
 @pytest.mark.parametrize("kind", CROWDS)
 async def test_50_of_500_nodes_may_crowd_around_both_keys(network: Network, kind: str) -> None:
     found = await crowded(network, 450, [BOUND, SHARED], 25, kind, readers=50)
+    assert found == [b"before"] * 50 + [b"after"] * 50
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("keys", [[BOUND], [BOUND, SHARED]], ids=["one key", "both keys"])
+@pytest.mark.parametrize("kind", CROWDS)
+async def test_a_crowd_may_be_there_before_the_first_publish(network: Network, keys: list[bytes], kind: str) -> None:
+    found = await crowded(network, 450, keys, 50 // len(keys), kind, readers=50, early=True)
     assert found == [b"before"] * 50 + [b"after"] * 50
 
 
