@@ -3,7 +3,7 @@
 import asyncio
 import heapq
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from plasm_dht.clock import Clock, reader_time
 from plasm_dht.dht import density, ids
@@ -125,24 +125,28 @@ class Reader:
     ) -> None:
         """Tell each lookup how many nodes there are; `pairs`: its key, and another of the name that may be crowded."""
         if self._protocol.source_node.id != ids.TRANSIENT_ID:
-            for lookup, keys in zip(lookups, pairs, strict=True):
-                lookup.count(self._protocol.node_count(*keys))
+            for lookup, pair in zip(lookups, pairs, strict=True):
+                lookup.count(self._protocol.node_count(*pair))
             return
-        # A caller that does not stay has no neighbours: contacts say who theirs are, those that are far from the keys.
-        key = int.from_bytes(pairs[0][0]) if pairs else 0
-        contacts = heapq.nlargest(COUNTED, self._protocol.router.live(), lambda each: each.long_id ^ key)
-        near = await self._neighbours(contacts, deadline) if pairs else {}
-        counts = [self._count(near, keys) for keys in pairs]
-        if None in counts and any(len(distances) >= self._k // 2 for distances in near.values()):
-            # no small network, and whoever was asked is a neighbour of a key
-            place = NodeLookup(self._protocol, random.randbytes(ids.ID_BYTES), k=self._k, alpha=self._alpha)
-            await place.run(deadline - asyncio.get_running_loop().time())
-            near = {place.target.long_id: [each.distance for each in place.answered()]}
-            counts = [
-                self._count(near, keys) if count is None else count for count, keys in zip(counts, pairs, strict=True)
-            ]
-        for lookup, count in zip(lookups, counts, strict=True):
-            lookup.count(count)
+        # A caller that does not stay has no neighbours: contacts say who theirs are, none of whom is near to a key.
+        keys = {int.from_bytes(key) for pair in pairs for key in pair}
+
+        def apart(place: int) -> int:
+            return min(place ^ key for key in keys)
+
+        contacts = (
+            heapq.nlargest(COUNTED, self._protocol.router.live(), lambda each: apart(each.long_id)) if keys else []
+        )
+        near = await self._neighbours(contacts, deadline)
+        usable = [distances for place, distances in near.items() if distances and distances[-1] < apart(place)]
+        if not usable and any(len(distances) >= self._k // 2 for distances in near.values()):  # no small network
+            anywhere = NodeLookup(self._protocol, random.randbytes(ids.ID_BYTES), k=self._k, alpha=self._alpha)
+            await anywhere.run(deadline - asyncio.get_running_loop().time())
+            usable = [[each.distance for each in anywhere.answered()]]
+        counts = (density.node_count(distances, [0], self._k) for distances in usable)
+        known = sorted(count for count in counts if count is not None)
+        for lookup in lookups:
+            lookup.count(known[len(known) // 2] if known else None)
 
     async def _neighbours(self, contacts: Iterable[Contact], deadline: float) -> dict[int, list[int]]:
         """How near to each of the contacts that answer in time its neighbours are, nearest first."""
@@ -154,10 +158,3 @@ class Reader:
             for each, own in asked.items()
             if each.done() and (found := each.result()[1]) is not None
         }
-
-    def _count(self, near: Mapping[int, Sequence[int]], keys: Iterable[bytes]) -> float | None:
-        """How many nodes there are, the median by how near they are to some ids."""
-        numbers = [int.from_bytes(key) for key in keys]
-        counts = (density.node_count(near[own], [own ^ each for each in numbers], self._k) for own in near)
-        known = sorted(count for count in counts if count is not None)
-        return known[len(known) // 2] if known else None
