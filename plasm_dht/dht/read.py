@@ -1,7 +1,6 @@
 """Reading a name: at the bound keys of trusted publishers, at the shared key, and what a reading teaches."""
 
 import asyncio
-import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,8 +14,10 @@ from plasm_dht.dht.stats import FOUND, NO_ANSWER, NOT_FOUND
 from plasm_dht.identity import parse_publisher_id
 from plasm_dht.record import Record, bound_key, check_name, freshest_first, shared_key
 
-# Contacts that say who is near them, so that one liar does not decide how large the network is.
+# Contacts, at most, that a caller has who knows those only that it was told of: they say how large the network is.
 COUNTED = 3
+# It is asked again after this long (s).
+COUNT_AGAIN = 3600.0
 
 
 class Reader:
@@ -40,6 +41,8 @@ class Reader:
         self._alpha = alpha
         self._repair = repair
         self._ahead = 0
+        self._nodes: float | None = None  # as a caller that does not stay has counted them
+        self._count_again = 0.0
 
     def now(self) -> int:
         """Unix ms as the last reading made believe: the network's time where our own clock is wrong."""
@@ -128,25 +131,32 @@ class Reader:
             for lookup, pair in zip(lookups, pairs, strict=True):
                 lookup.count(self._protocol.node_count(*pair))
             return
-        # A caller that does not stay has no neighbours: contacts say who theirs are, none of whom is near to a key.
-        keys = {int.from_bytes(key) for pair in pairs for key in pair}
+        if lookups and self._clock.monotonic() >= self._count_again:
+            keys = {int.from_bytes(key) for pair in pairs for key in pair}
+            self._nodes = await self._ask_count(keys, deadline)
+            self._count_again = self._clock.monotonic() + COUNT_AGAIN
+        for lookup in lookups:
+            lookup.count(self._nodes)
 
-        def apart(place: int) -> int:
-            return min(place ^ key for key in keys)
+    async def _ask_count(self, keys: Iterable[int], deadline: float) -> float | None:
+        """How many nodes there are, for a caller that does not stay and has no neighbours: contacts say who theirs are.
 
-        contacts = (
-            heapq.nlargest(COUNTED, self._protocol.router.live(), lambda each: apart(each.long_id)) if keys else []
-        )
-        near = await self._neighbours(contacts, deadline)
-        usable = [distances for place, distances in near.items() if distances and distances[-1] < apart(place)]
-        if not usable and any(len(distances) >= self._k // 2 for distances in near.values()):  # no small network
+        If none of these is far from the keys, or we have met others, who may be a crowd, a random place is looked up.
+        """
+        contacts = self._protocol.router.live()
+        near = await self._neighbours(contacts, deadline) if len(contacts) <= COUNTED else {}
+        places = [
+            distances
+            for own, distances in near.items()
+            if distances and distances[-1].bit_length() < min(own ^ key for key in keys).bit_length()
+        ]
+        if not places and (not near or any(len(distances) >= self._k // 2 for distances in near.values())):
             anywhere = NodeLookup(self._protocol, random.randbytes(ids.ID_BYTES), k=self._k, alpha=self._alpha)
             await anywhere.run(deadline - asyncio.get_running_loop().time())
-            usable = [[each.distance for each in anywhere.answered()]]
-        counts = (density.node_count(distances, [0], self._k) for distances in usable)
+            places = [[each.distance for each in anywhere.answered()]]
+        counts = (density.node_count(distances, [0], self._k) for distances in places)
         known = sorted(count for count in counts if count is not None)
-        for lookup in lookups:
-            lookup.count(known[len(known) // 2] if known else None)
+        return known[len(known) // 2] if known else None
 
     async def _neighbours(self, contacts: Iterable[Contact], deadline: float) -> dict[int, list[int]]:
         """How near to each of the contacts that answer in time its neighbours are, nearest first."""
