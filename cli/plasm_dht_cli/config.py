@@ -49,9 +49,8 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(_commands, name="config", short_help="Show the effective settings and where they came from.")
 
 
-@_commands.callback()
-def _group() -> None:
-    pass  # without a callback typer makes a group of one command that command
+# Without a callback typer makes a group of one command that command.
+_commands.callback()(lambda: None)
 
 
 @_commands.command(short_help="Print the settings and where each came from.", epilog=EXAMPLE)

@@ -29,7 +29,7 @@ class Loop(asyncio.SelectorEventLoop):
             take: Callable[[Any], None] = answer.set_result
             try:
                 what: Any = socket.getaddrinfo(host, port, family, type, **more)
-            except Exception as error:  # noqa: BLE001  # whoever asked gets it
+            except Exception as error:  # noqa: BLE001  # an error that ends the thread would leave who asked waiting
                 take, what = answer.set_exception, error
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self.call_soon_threadsafe(tell, take, what)

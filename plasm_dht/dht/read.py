@@ -131,7 +131,7 @@ class Reader:
             for lookup, pair in zip(lookups, pairs, strict=True):
                 lookup.count(self._protocol.node_count(*pair))
             return
-        if lookups and self._clock.monotonic() >= self._count_again:
+        if lookups and (self._nodes is None or self._clock.monotonic() >= self._count_again):
             keys = {int.from_bytes(key) for pair in pairs for key in pair}
             self._nodes = await self._ask_count(keys, deadline)
             self._count_again = self._clock.monotonic() + COUNT_AGAIN

@@ -9,9 +9,9 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.openmetrics import exposition as open_metrics
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -19,8 +19,7 @@ from plasm_dht.dht.server import PlasmServer
 from plasm_dht.dht.stats import Durations
 from plasm_dht.provider.site import Traffic
 
-# The format that every Prometheus reads; newer versions of it differ in what names may be made of.
-PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS = "application/openmetrics-text"
 
 
 class Exposition(Collector):
@@ -36,11 +35,9 @@ class Exposition(Collector):
 
     def render(self, accept: str) -> tuple[str, bytes]:
         """(content type, body) in the format that the scraper's `Accept` header asks for."""
-        # Not the library's `choose_encoder`: a header that it cannot read makes it raise.
-        if "application/openmetrics-text" in accept:
-            encoded = open_metrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]  # the library has no types there
-            return open_metrics.CONTENT_TYPE_LATEST, encoded
-        return PLAIN, generate_latest(self._registry)
+        # Of the client's header no more than that: one that the library cannot read makes it raise.
+        encode, content_type = choose_encoder(OPEN_METRICS if OPEN_METRICS in accept else "")
+        return content_type, encode(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """Everything but the process's."""

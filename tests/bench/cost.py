@@ -47,7 +47,7 @@ async def run(seed: int, size: int, records: int, publishers: int) -> None:
     network.observe()
     before = network.sent, network.sent_bytes
     for _ in range(COUNTED // 60):
-        await asyncio.sleep(60)
+        await asyncio.sleep(60)  # virtual
         network.record.clear()  # the counts are enough
     hours = COUNTED / 3600
     say(

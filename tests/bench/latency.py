@@ -44,7 +44,7 @@ class Nodes:
             if self.servers:
                 await server.bootstrap([self.servers[0].transport.get_extra_info("sockname")])
             self.servers.append(server)
-        await asyncio.sleep(0.5)  # what joining has set off is over
+        await asyncio.sleep(0.5)  # nothing tells when what joining has set off, at both kinds of node, is over
 
     async def put(self, count: int, again: bool) -> list[float]:
         """Seconds of each of so many puts, under new names or under those that a node of ours has put before."""

@@ -149,7 +149,7 @@ def subject(stack: ExitStack, scale: Scale) -> Subject | None:
 
 def nodes(count: int, bootstrap: str | None) -> list[Any]:
     """So many nodes on loopback, without limits of requests."""
-    import opendht  # type: ignore[import-not-found]
+    import opendht
 
     made = []
     for _ in range(count):
@@ -172,7 +172,7 @@ def serve(count: int, bootstrap: str | None) -> None:
 
     made = nodes(count, bootstrap)
     if bootstrap:
-        time.sleep(2)  # to have joined
+        time.sleep(2)  # `bootstrap` returns at once, and its package tells nobody when it has joined
     say({"ports": [node.getBound().getPort() for node in made]})
     for line in sys.stdin:
         question = json.loads(line)

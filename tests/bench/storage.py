@@ -1,6 +1,6 @@
 """What a record costs in memory, and the longest time that a full store holds anything up.
 
-Each store is a process of its own: `python -m tests.bench.storage ours|stock RECORDS`. Pauses are CPU time of one step
+Each store is a process of its own: `python -m tests.bench.storage ours|stock RECORDS`. Pauses are CPU time of one turn
 of the event loop, or of one call, so waiting for a core is no part of them; collecting garbage is. On a busy machine
 they are longer all the same.
 """
@@ -10,12 +10,9 @@ import gc
 import logging
 import os
 import random
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from kademlia.network import Server
@@ -27,6 +24,7 @@ from plasm_dht.dht.storage import RecordStorage
 from plasm_dht.record import shared_key, sign
 from tests.bench.children import Child, end_with_parent, say
 from tests.bench.report import Result, Row, Scale, Spread
+from tests.measure import Pauses, resident
 
 HOST = "127.0.0.1"
 VALUE_BYTES = 250
@@ -51,41 +49,6 @@ class Steps(Clock):
         return super().monotonic() + self.ahead
 
 
-class Longest:
-    """The longest of what it has timed: a whole call with all that happens in it."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def time(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Call it."""
-        started = time.thread_time()
-        result = call(*arguments)
-        took = time.thread_time() - started
-        if took > self.seconds.get(what, 0):
-            self.seconds[what] = took
-        return result
-
-    @contextmanager
-    def steps(self, what: str) -> Iterator[None]:
-        """Time each callback of the event loop."""
-        run = asyncio.Handle._run
-
-        def timed(handle: Any) -> None:
-            self.time(what, run, handle)
-
-        asyncio.Handle._run = timed  # type: ignore[method-assign,assignment]
-        try:
-            yield
-        finally:
-            asyncio.Handle._run = run  # type: ignore[method-assign]
-
-
-def resident() -> int:
-    """Bytes of memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def records(count: int, started: int) -> Iterator[tuple[bytes, bytes]]:
     """Keys and envelopes of so many different names."""
     identity, value = Identity.generate(), bytes(VALUE_BYTES - ENVELOPE_REST)
@@ -97,7 +60,7 @@ def records(count: int, started: int) -> Iterator[tuple[bytes, bytes]]:
 
 async def ours(count: int) -> dict[str, Any]:
     """Fill our store, read it, welcome a newcomer, and let everything expire."""
-    clock, longest = Steps(), Longest()
+    clock, pauses = Steps(), Pauses()
     storage = RecordStorage(max_records=count, max_bytes=count * 1000)
     server = PlasmServer(storage=storage, clock=clock)
     await server.listen(0, HOST)
@@ -105,25 +68,27 @@ async def ours(count: int) -> dict[str, Any]:
     keys = []
     for key, envelope in records(count, clock.wall()):
         started = time.thread_time()
-        longest.time("store", storage.store, key, envelope)
+        with pauses.timed("store"):
+            storage.store(key, envelope)
         stored += time.thread_time() - started
         keys.append(key)
     held = len(storage)
     source = random.Random(1)
     for key in source.sample(keys, min(10_000, count)):
-        longest.time("read", storage.holdings, key)
+        with pauses.timed("read"):
+            storage.holdings(key)
     gc.collect()
     each = (resident() - before - sys.getsizeof(keys)) / count
     del keys  # a list of a million that the node does not have: collecting garbage would walk it
-    longest.time("collecting all garbage", gc.collect)
-    with longest.steps("a newcomer"):
-        async with PlasmServer() as newcomer:
-            await newcomer.listen(0, HOST)
-            await newcomer.bootstrap([server.address])
-            await asyncio.sleep(min(WATCHED, count / RECORDS_A_SECOND))
+    with pauses.timed("collecting all garbage"):
+        gc.collect()
+    async with pauses.turns("a newcomer"), PlasmServer() as newcomer:
+        await newcomer.listen(0, HOST)
+        await newcomer.bootstrap([server.address])
+        await asyncio.sleep(min(WATCHED, count / RECORDS_A_SECOND))
     clock.ahead = LIFE * 1.5
     expired = time.thread_time()
-    with longest.steps("expiry"):
+    async with pauses.turns("expiry"):
         await server._tidy()
     expired = time.thread_time() - expired
     left = len(storage)
@@ -132,7 +97,7 @@ async def ours(count: int) -> dict[str, Any]:
         "held": held,
         "left": left,
         "memory": each,
-        "pauses": longest.seconds,
+        "pauses": pauses.cpu,
         "store": stored / count,
         "expiry": expired / count,
         "cpu": time.process_time() - cpu,
@@ -142,7 +107,7 @@ async def ours(count: int) -> dict[str, Any]:
 async def stock(count: int) -> dict[str, Any]:
     """The same with the base's store, as far as it has the like."""
     logging.disable(logging.CRITICAL)
-    longest = Longest()
+    pauses = Pauses()
     storage = ForgetfulStorage()
     server = Server()
     server.storage = storage  # an empty one counts as none
@@ -153,18 +118,21 @@ async def stock(count: int) -> dict[str, Any]:
     for number in range(count):
         key, each = number.to_bytes(20), value[:-4] + number.to_bytes(4)
         started = time.thread_time()
-        longest.time("store", storage.__setitem__, key, each)
+        with pauses.timed("store"):
+            storage[key] = each
         stored += time.thread_time() - started
         keys.append(key)
     for key in random.Random(1).sample(keys, min(10_000, count)):
-        longest.time("read", storage.get, key)
+        with pauses.timed("read"):
+            storage.get(key)
     each_bytes = (resident() - before - sys.getsizeof(keys)) / count
     # Somebody that is farther than all neighbours, so that it is handed nothing: only the walk is measured.
     for number in range(1, 21):
         server.protocol.router.add_contact(_node(number))
-    longest.time("a newcomer", server.protocol.welcome_if_new, _node(255))
+    with pauses.timed("a newcomer"):
+        server.protocol.welcome_if_new(_node(255))
     server.stop()
-    return {"held": len(storage.data), "memory": each_bytes, "pauses": longest.seconds, "store": stored / count}
+    return {"held": len(storage.data), "memory": each_bytes, "pauses": pauses.cpu, "store": stored / count}
 
 
 def _node(number: int) -> Any:
@@ -184,7 +152,7 @@ def once(value: float) -> Spread:
 def rows(count: int, ours: dict[str, Any], stock: dict[str, Any] | None) -> list[Row]:
     """Memory and pauses at this many records."""
     told = f"{count:,} records of {VALUE_BYTES} bytes"
-    pauses = ", ".join(f"{what} {1000 * seconds:.3g} ms" for what, seconds in ours["pauses"].items())
+    pauses = ", ".join(f"{what} {took:.3g} ms" for what, took in ours["pauses"].items())
     whole = ours["held"] == count and ours["left"] == 0
     memory = Row(
         "storage",
@@ -197,7 +165,7 @@ def rows(count: int, ours: dict[str, Any], stock: dict[str, Any] | None) -> list
         f" {1e6 * ours['store']:.0f} µs and forgetting one {1e6 * ours['expiry']:.1f} µs of CPU time",
     )
     # Collecting by hand looks at everything; what happened by itself is within the other pauses.
-    worst = 1000 * max(seconds for what, seconds in ours["pauses"].items() if what != "collecting all garbage")
+    worst = max(took for what, took in ours["pauses"].items() if what != "collecting all garbage")
     pause = Row(
         "storage",
         f"longest pause, {count:,}",
@@ -209,11 +177,9 @@ def rows(count: int, ours: dict[str, Any], stock: dict[str, Any] | None) -> list
     )
     if stock is not None:
         memory.stock, memory.ratio = once(stock["memory"]), once(ours["memory"] / stock["memory"])
-        theirs = 1000 * max(stock["pauses"].values())
+        theirs = max(stock["pauses"].values())
         pause.stock, pause.ratio = once(theirs), once(worst / theirs)
-        pause.note += "; stock: " + ", ".join(
-            f"{what} {1000 * seconds:.3g} ms" for what, seconds in stock["pauses"].items()
-        )
+        pause.note += "; stock: " + ", ".join(f"{what} {took:.3g} ms" for what, took in stock["pauses"].items())
     return [memory, pause]
 
 

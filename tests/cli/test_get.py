@@ -14,7 +14,7 @@ import pytest
 from plasm_dht import Identity, PlasmServer
 from plasm_dht.config import format_address, parse_address
 from plasm_dht.provider.manifest import Pointer, record_name
-from tests.cli.process import Process, Run, Start
+from tests.cli.process import SCRIPT, Process, Run, Start
 
 TARGET = "stable/arm64"
 URL = "http://127.0.0.1:8080/stable/arm64/manifest.json"
@@ -121,13 +121,18 @@ async def test_what_was_withdrawn_is_not_found(plasm: Run, node: Process) -> Non
     assert re.fullmatch(r"plasm-dht: error: not found: .*stable/arm64\n", done.stderr)
 
 
-async def test_wait_finds_what_is_published_later(plasm: Run, node: Process) -> None:
-    waiting = asyncio.ensure_future(get(plasm, node, "--wait", "30"))
-    await asyncio.sleep(1.5)  # it has asked and found nothing by then; that it does not end tells nobody anything
-    assert not waiting.done()
+async def test_wait_finds_what_is_published_later(environment: dict[str, str], node: Process) -> None:
+    command = ("get", TARGET, "--bootstrap", node.address, "--wait", "30", "-v")
+    streams = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
+    waiting = await asyncio.create_subprocess_exec(SCRIPT, *command, env=environment, **streams)
+    assert waiting.stderr is not None
+    async with asyncio.timeout(30):
+        async for line in waiting.stderr:
+            if b"not found yet: trying again" in line:
+                break
     async with publisher(node, pointer()):
-        done = await waiting
-    assert (done.returncode, done.stdout) == (0, URL + "\n")
+        stdout, _ = await waiting.communicate()
+    assert (waiting.returncode, stdout.decode()) == (0, URL + "\n")
 
 
 @pytest.mark.parametrize("options", [("--timeout", "0.5"), ("--wait", "1")], ids=" ".join)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from plasm_dht import Identity, PlasmServer
-from plasm_dht.config import parse_address
+from plasm_dht.config import format_address, parse_address
 from plasm_dht.provider.manifest import Pointer, record_name
 from plasm_dht.record import Value
 from tests.cli.process import SCRIPT, Process, Run
@@ -198,10 +199,16 @@ async def test_when_the_network_is_lost_one_line_on_stderr_says_so_and_it_goes_o
 
 
 async def test_without_any_node_it_keeps_trying_and_says_so_once(watch: Watch) -> None:
-    watcher = await watch(TARGET, "--bootstrap", NOBODY)
-    assert "no DHT node answers" in await watcher.complaint()
-    await asyncio.sleep(3)  # it tries again meanwhile; that it says nothing more is no event
-    assert await watcher.stop() == (0, "", "")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.setblocking(False)
+        watcher = await watch(TARGET, "--bootstrap", format_address(silent.getsockname()))
+        assert "no DHT node answers" in await watcher.complaint()
+        asked: set[bytes] = set()
+        async with asyncio.timeout(PATIENCE):
+            while len(asked) < 4:  # different requests: it has tried again several times
+                asked.add(await asyncio.get_running_loop().sock_recv(silent, 9000))
+        assert await watcher.stop() == (0, "", "")
 
 
 async def test_when_whoever_reads_stdout_has_gone_it_ends(watch: Watch, node: Process) -> None:

@@ -10,9 +10,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -27,6 +25,7 @@ from plasm_dht.dht.storage import RecordStorage
 from plasm_dht.dht.wire import Stored
 from plasm_dht.record import shared_key
 from tests.dht.support import HERE, START, ManualClock
+from tests.measure import Pauses, resident
 
 SIZE = 250  # bytes of an envelope
 UNBOUNDED = {"max_records": 2**40, "max_bytes": 2**50}
@@ -73,36 +72,6 @@ class Neighbours:
             assert self.storage.store(*unsigned(rng, number, life=life)).reason is None
 
 
-class Pauses:
-    """The longest of what is timed (ms), by name: on the wall, and of this thread's processor time.
-
-    The second is what the node itself took: the first is longer whenever another process had the processor.
-    """
-
-    def __init__(self) -> None:
-        self.wall: dict[str, float] = {}
-        self.cpu: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        cpu, wall = time.thread_time(), time.perf_counter()
-        yield
-        wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
-        self.wall[what] = max(self.wall.get(what, 0), round(wall * 1000, 2))
-        self.cpu[what] = max(self.cpu.get(what, 0), round(cpu * 1000, 2))
-
-    async def ticks(self, what: str) -> None:
-        """Every turn of the loop, until cancelled."""
-        while True:
-            with self.timed(what):
-                await asyncio.sleep(0)
-
-
-def resident() -> int:
-    """Bytes of memory that this process has."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 async def measure(count: int) -> dict[str, Any]:
     """Fill a store with a replicator, read, greet newcomers, expire all of it at one moment."""
     setattr(module, "verify", lambda record: True)  # noqa: B010  # it is not exported
@@ -132,11 +101,10 @@ async def measure(count: int) -> dict[str, Any]:
     near = (int.from_bytes(here.source_node.id) ^ 2**155).to_bytes(20)
     handed += [await greet(here, each, pauses, "newcomer") for each in (near, rng.randbytes(20))]
     here.clock.advance(3601)
-    ticks = asyncio.create_task(pauses.ticks("expiry"))
-    with pauses.timed("expiry, all of it"):
-        while here.storage.forget(FORGET_SLICE):  # noqa: ASYNC110  # as the server does
-            await asyncio.sleep(0)
-    ticks.cancel()
+    async with pauses.turns("expiry"):
+        with pauses.timed("expiry, all of it"):
+            while here.storage.forget(FORGET_SLICE):  # noqa: ASYNC110  # as the server does
+                await asyncio.sleep(0)
     assert len(here.storage) == len(here.replicator._due) == 0
     expiry = pauses.cpu.pop("expiry, all of it") / count * 1000
     pauses.wall.pop("expiry, all of it")
@@ -155,13 +123,10 @@ async def greet(here: Neighbours, node_id: bytes, pauses: Pauses, what: str) -> 
     """Hand off to a newcomer for two seconds at most; how many records it got."""
     contact = here.add(node_id)
     here.stored.clear()
-    ticks = asyncio.create_task(pauses.ticks(what))
-    try:
-        async with asyncio.timeout(2):
-            await here.replicator._hand_off(contact.address)
-    except TimeoutError:
-        pass
-    ticks.cancel()
+    async with pauses.turns(what):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await here.replicator._hand_off(contact.address)
     return len(here.stored)
 
 

@@ -36,7 +36,7 @@ async def store(path: Path) -> None:
         made = record(random.randbytes(200), by=IDENTITIES[1], name=f"n{random.randrange(NAMES)}", issued_at=now)
         if storage.store(shared_key(made.name), made.envelope).reason is None:
             say(f"{made.seq} {made.name} {time.monotonic()}")
-        await asyncio.sleep(1 / RATE)
+        await asyncio.sleep(1 / RATE)  # the pace: what it stores has to be known by its time
     running.result()
 
 

@@ -9,10 +9,10 @@ import random
 import sys
 import time
 import tracemalloc
-from pathlib import Path
 
 from tests.fuzz.guard import require
 from tests.fuzz.targets import TARGETS, end, seeds, settle, stages
+from tests.measure import resident
 
 # How full the tables of a world are differs by so much from one moment to another (bytes).
 LUCK = 250_000
@@ -22,12 +22,6 @@ def say(text: object) -> None:
     """One line of the report."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
 
 
 def main() -> None:
