@@ -1,7 +1,7 @@
 """What a node says to `find_node` and `find_value`: the closest contacts, and what it holds.
 
-An answer is made of contacts that are encoded already, and is kept for the next who asks the same until the routing
-table changes, or what is held under its key: a popular name is asked for by everybody.
+An answer is made of contacts that are encoded already. One that shows what is held is kept for the next who asks the
+same, until the routing table changes or what is held under its key: a popular name is asked for by everybody.
 """
 
 from collections.abc import Collection
@@ -15,14 +15,14 @@ from plasm_dht.dht.storage import RecordStorage
 # Answers that are kept, of about 1 KiB each.
 KEPT = 1024
 
-# A key; with an id, for whom is named in the answer of the key itself and must not be.
-Asked: TypeAlias = bytes | tuple[bytes, int | None]
-# A result without the time at its end, the ids that it names, and until when it holds (monotonic).
-Found: TypeAlias = tuple[bytes, Collection[int], float]
+# A result without the time at its end, whom it names, and until when it holds (monotonic).
+Found: TypeAlias = tuple[bytes, Collection[bytes], float]
 
 
 class Answers:
     """Answers from one node's routing table and storage, encoded as whole datagrams.
+
+    An asker is given as the wire names it, as it would stand in the answer; who is no contact is no bytes.
 
     `stamp` has to be called when datagrams have arrived and before they are answered, and `forget_outdated` after what
     may have changed the table meanwhile.
@@ -33,13 +33,11 @@ class Answers:
         self._storage = storage
         self._clock = clock
         self._k = k
-        self._encoded = router.encoded
         self._router_version = -1
         self._time = b""
         self._monotonic = 0.0
-        self._nodes: dict[Asked, tuple[bytes, Collection[int]]] = {}
         self._found: dict[bytes, Found] = {}
-        self._found_for: dict[bytes, dict[int | None, Found]] = {}  # by whom it must not name
+        self._found_for: dict[bytes, dict[bytes, Found]] = {}  # by whom it must not name
         self._made = 0
         storage.on_shelved = self._forget_found
 
@@ -55,14 +53,11 @@ class Answers:
             self._router_version = self._router.version
             self._forget()
 
-    def find_node(self, message_id: bytes, key: bytes, asker: int | None) -> bytes:
-        """The k live contacts closest to the key, nearest first, as many as fit, without the asker's own id."""
-        kept = self._nodes.get(key)
-        if kept is None or asker in kept[1]:
-            kept = self._nodes.get((key, asker)) or self._nodes_near(key, asker)
-        return wire.response(message_id, kept[0])
+    def find_node(self, message_id: bytes, key: bytes, asker: bytes) -> bytes:
+        """The k live contacts closest to the key, nearest first, as many as fit, without the asker."""
+        return wire.nodes_response(message_id, self._nearest(key, asker)[0])
 
-    def find_value(self, message_id: bytes, key: bytes, asker: int | None, skip: int = 0) -> bytes:
+    def find_value(self, message_id: bytes, key: bytes, asker: bytes, skip: int = 0) -> bytes:
         """What is held under the key, without the first `skip` envelopes; where nothing is held, as `find_node`."""
         kept = self._found.get(key)
         if kept is None or asker in kept[1]:
@@ -73,24 +68,16 @@ class Answers:
             return self.find_node(message_id, key, asker)
         return b"".join((wire.RESPONSE, message_id, kept[0], self._time))
 
-    def _nodes_near(self, key: bytes, asker: int | None) -> tuple[bytes, Collection[int]]:
-        nearest, is_named = self._nearest(key, asker)
-        made = wire.nodes_result(list(map(self._encoded.__getitem__, nearest))), nearest
-        self._make_room()
-        self._nodes[(key, asker) if is_named else key] = made
-        return made
-
-    def _held_under(self, key: bytes, asker: int | None, skip: int) -> Found | None:
+    def _held_under(self, key: bytes, asker: bytes, skip: int) -> Found | None:
         held = self._storage.holdings(key)
         if not held:
             return None
         nearest, is_named = self._nearest(key, asker)
-        encoded = list(map(self._encoded.__getitem__, nearest))
-        result = wire.found_result([holding.envelope for holding in held], encoded, skip)
+        result = wire.found_result([holding.envelope for holding in held], nearest, skip)
         made = result, frozenset(nearest), min(holding.look_at for holding in held)
         if not skip:
             self._make_room()
-            if is_named:
+            if is_named:  # the answer of the key itself names it, and must not
                 self._found_for.setdefault(key, {})[asker] = made
             else:
                 self._found[key] = made
@@ -103,7 +90,6 @@ class Answers:
 
     def _forget(self) -> None:
         self._made = 0
-        self._nodes.clear()
         self._found.clear()
         self._found_for.clear()
 
@@ -111,12 +97,10 @@ class Answers:
         self._found.pop(key, None)
         self._found_for.pop(key, None)
 
-    def _nearest(self, key: bytes, asker: int | None) -> tuple[list[int], bool]:
-        """The ids of the k closest contacts without the asker's, and whether that one was among them."""
-        if asker is None:
-            return self._router.closest_ids(int.from_bytes(key), self._k), False
-        nearest = self._router.closest_ids(int.from_bytes(key), self._k + 1)
-        if asker not in nearest:
-            return nearest[: self._k], False
-        nearest.remove(asker)
-        return nearest, True
+    def _nearest(self, key: bytes, asker: bytes) -> tuple[list[bytes], bool]:
+        """The k closest contacts without the asker, and whether that one was among them."""
+        nearest = self._router.closest_encoded(int.from_bytes(key), self._k + 1)
+        is_named = asker in nearest
+        if is_named:
+            nearest.remove(asker)
+        return nearest[: self._k], is_named

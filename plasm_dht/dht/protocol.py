@@ -151,7 +151,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         contact = self.router.by_address.get(sender)
         if contact is None or contact.id != node_id or contact.missed >= STALE_AFTER:
             return find(message_id, key, self.welcome(sender, node_id))
-        return find(message_id, key, contact.long_id)
+        return find(message_id, key, contact.encoded)
 
     def _receive_any(self, data: bytes, sender: Address) -> bytes | None:
         response = None
@@ -249,15 +249,15 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self.stats.stores_received[verdict.reason or stats.ACCEPTED] += 1
         return wire.response(message_id, wire.stored_result(self.clock.wall(), verdict.reason, verdict.held))
 
-    def welcome(self, sender: Address, node_id: bytes) -> int | None:
+    def welcome(self, sender: Address, node_id: bytes) -> bytes:
         """Ping a caller that the routing table does not know, or believes dead, if it would get a place there.
 
-        Returns the id of the contact at its address.
+        Returns how the wire names the contact at its address, no bytes if there is none.
         """
         known = self.router.at(sender)
         if known is None or known.id != node_id or known.is_stale:
             self._meet(sender, node_id, known)
-        return None if known is None else known.long_id
+        return b"" if known is None else known.encoded
 
     def _meet(self, sender: Address, node_id: bytes, known: Contact | None) -> None:
         if node_id == ids.TRANSIENT_ID or sender in self._pings or len(self._pings) >= MAX_PINGS:
@@ -293,7 +293,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
     def node_count(self, *keys: bytes) -> float | None:
         """How many nodes there are, by how near our neighbours are, whoever crowds around a key; `None` without any."""
         own = self.source_node.long_id
-        near = [own ^ each for each in self.router.closest_ids(own, AROUND * self.ksize)]
+        near = [own ^ each.long_id for each in self.router.closest(own, AROUND * self.ksize)]
         return density.node_count(near, [own ^ int.from_bytes(key) for key in keys], self.ksize)
 
     def is_known(self, contact: Contact) -> bool:

@@ -9,6 +9,7 @@ import ipaddress
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
@@ -27,6 +28,8 @@ NETWORK_SHARE = 2
 # Keys that agree in their first 8 bits are a cell: their closest contacts are among the same few, in tables of up to
 # some k * 2^8 contacts.
 CELL_SHIFT = ID_BYTES * 8 - 8
+# Bits below those in which all contacts around a cell agree that tell them apart: ints of one digit sort twice as fast.
+WINDOW = (1 << 30) - 1
 # Depth of the buckets away from our own id: a bucket is split until its depth is a multiple of this (the paper, 4.2).
 SPLIT_BITS = 5
 # Multiples of k that are known at one distance before strangers from there are no longer pinged. One k is enough to
@@ -73,13 +76,27 @@ def _discard(ids: list[int], each: int) -> None:
     del ids[bisect_left(ids, each)]
 
 
+class Around(NamedTuple):
+    """The live contacts among which are the k + 1 closest of every key in a cell; none where those are too many.
+
+    In what 30 bits from `shift` on say, none of them is like another: `encoded` has how the wire names each.
+    """
+
+    shift: int
+    encoded: dict[int, bytes]
+
+
 class Contact(Node):  # type: ignore[misc]  # the base library has no types
-    """A node that can be asked: its id (20 bytes), its address (ip, port), and how it answered us."""
+    """A node that can be asked: its id (20 bytes), its address (ip, port), and how it answered us.
+
+    `encoded` is how the wire names it, while it is in the routing table.
+    """
 
     id: bytes
     ip: str
     port: int
     long_id: int
+    encoded = b""
 
     def __init__(self, node_id: bytes, ip: str, port: int) -> None:
         super().__init__(node_id, ip, port)
@@ -153,10 +170,8 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         self.buckets = [Bucket(0, 2 ** (ID_BYTES * 8) - 1, self.ksize, self.clock)]
         # Grows with each change of what is handed out.
         self.version = 0
-        # By cell of the key space (`closest_ids`), until somebody comes or goes.
-        self._around: dict[int, list[int]] = {}
-        # How the wire names the contact of each id.
-        self.encoded: dict[int, bytes] = {}
+        # By cell of the key space (`closest_encoded`), until somebody comes or goes.
+        self._around: dict[int, Around] = {}
         # Sorted, so that the closest are found by halving the range.
         self._live_ids: list[int] = []
         self._stale_ids: list[int] = []
@@ -262,21 +277,19 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         ids = self._stale_ids if stale else self._live_ids
         return [self._by_id[each] for each in _closest(ids, key, k)]
 
-    def closest_ids(self, key: int, k: int) -> list[int]:
-        """The ids of `closest`, of the live contacts."""
+    def closest_encoded(self, key: int, k: int) -> list[bytes]:
+        """How the wire names the k live contacts closest to the key, nearest first."""
         cell = key >> CELL_SHIFT
-        around = self._around.get(cell)
-        if around is None:
-            around = self._around[cell] = self._range_around(cell)
-        if around and k <= self.ksize + 1:
-            return sorted(around, key=key.__xor__)[:k]
-        return _closest(self._live_ids, key, k)
+        around = self._around.get(cell) or self._look_around(cell)
+        if around.encoded and k <= self.ksize + 1:
+            nearest = sorted(around.encoded, key=(key >> around.shift & WINDOW).__xor__)[:k]
+            return list(map(around.encoded.__getitem__, nearest))
+        return [contact.encoded for contact in self.closest(key, k)]
 
-    def _range_around(self, cell: int) -> list[int]:
-        """The live ids among which are the k + 1 closest of every key in a cell; none where those are too many."""
+    def _look_around(self, cell: int) -> Around:
         ids, least = self._live_ids, self.ksize + 1
         low, high = 0, len(ids)
-        while high - low > 2 * least:
+        while high - low > least:
             last = ids[high - 1]
             bit = (ids[low] ^ last).bit_length() - 1
             middle = bisect_left(ids, last >> bit << bit, low, high)
@@ -286,7 +299,12 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
             if near[1] - near[0] < least:
                 break
             low, high = near
-        return ids[low:high] if high - low <= 3 * least else []
+        there = ids[low:high] if high - low <= 3 * least else []
+        shift = max((there[0] ^ there[-1]).bit_length() - WINDOW.bit_length(), 0) if there else 0
+        there.sort(key=(cell << CELL_SHIFT).__xor__)  # what is nearly in order is sorted sooner
+        encoded = {each >> shift & WINDOW: self._by_id[each].encoded for each in there}
+        around = self._around[cell] = Around(shift, encoded if len(encoded) == len(there) else {})
+        return around
 
     def find_neighbors(self, node: Node, k: int | None = None, exclude: Node | None = None) -> list[Contact]:
         """The k closest live contacts, nearest first, without the node itself and whoever has `exclude`'s address."""
@@ -376,7 +394,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     def _index(self, contact: Contact) -> None:
         insort(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
         self._by_id[contact.long_id] = contact
-        self.encoded[contact.long_id] = encode_node(contact.id, *contact.address)
+        contact.encoded = encode_node(contact.id, *contact.address)
         self._note_change()
         self.by_address[contact.address] = contact
 
@@ -384,7 +402,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         bucket = self.buckets[self.get_bucket_for(contact)]
         del bucket.nodes[contact.id]
         _discard(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
-        del self._by_id[contact.long_id], self.encoded[contact.long_id]
+        del self._by_id[contact.long_id]
         self._note_change()
         if self.by_address.get(contact.address) is contact:
             del self.by_address[contact.address]

@@ -4,6 +4,7 @@ Bytes in, values out: no sockets, no state. A decoder of what the network sent r
 shape. A result is msgpack, ready to be sent behind the header of its response.
 """
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeAlias
@@ -140,14 +141,13 @@ def stored_result(now: int, reason: str | None = None, held: bytes | None = None
     return _encode({"ok": reason is None, "reason": reason, "held": held, "now": now})
 
 
-def nodes_result(nodes: Sequence[bytes]) -> bytes:
-    """The result of `find_node`: as many of the encoded nodes as fit a datagram, the farthest left out."""
-    room = MAX_DATAGRAM - HEADER - 3
-    listed = b"".join(nodes)
-    if len(listed) <= room:  # nearly always
-        return _array_header(len(nodes)) + listed
-    count = _fitting(nodes, room)
-    return _array_header(count) + b"".join(nodes[:count])
+def nodes_response(message_id: bytes, nodes: Sequence[bytes]) -> bytes:
+    """The datagram that answers `find_node`: as many of the encoded nodes as fit, the farthest left out."""
+    datagram = b"".join((RESPONSE, message_id, _array_header(len(nodes)), *nodes))
+    if len(datagram) <= MAX_DATAGRAM:  # nearly always
+        return datagram
+    count = _fitting(nodes, MAX_DATAGRAM - HEADER - 3)
+    return b"".join((RESPONSE, message_id, _array_header(count), *nodes[:count]))
 
 
 def found_result(envelopes: Sequence[bytes], nodes: Sequence[bytes], skip: int = 0) -> bytes:
@@ -182,6 +182,7 @@ def time_result(now: int) -> bytes:
     return b"\xcf" + now.to_bytes(8) if now >= 2**32 else _encode(now)
 
 
+@functools.lru_cache(maxsize=64)
 def _array_header(count: int) -> bytes:
     """The start of a msgpack array of so many items."""
     return bytes((0x90 + count,)) if count < 16 else b"\xdc" + count.to_bytes(2)

@@ -32,16 +32,16 @@ class Setting:
 
     def nodes(self, key: bytes = KEY, asker: Any = ASKER) -> list[Any]:
         self.answers.stamp()
-        answer: list[Any] = umsgpack.unpackb(self.answers.find_node(ID, key, self.id_at(asker))[len(ID) + 1 :])
+        answer: list[Any] = umsgpack.unpackb(self.answers.find_node(ID, key, self.named_at(asker))[len(ID) + 1 :])
         return answer
 
     def found(self, skip: int = 0, asker: Any = ASKER) -> Any:
         self.answers.stamp()
-        return umsgpack.unpackb(self.answers.find_value(ID, KEY, self.id_at(asker), skip)[len(ID) + 1 :])
+        return umsgpack.unpackb(self.answers.find_value(ID, KEY, self.named_at(asker), skip)[len(ID) + 1 :])
 
-    def id_at(self, address: Any) -> int | None:
+    def named_at(self, address: Any) -> bytes:
         contact = self.router.at(address)
-        return None if contact is None else contact.long_id
+        return b"" if contact is None else contact.encoded
 
     def expected(self, key: bytes = KEY, without: Contact | None = None) -> list[Any]:
         live = [contact for contact in self.router if not contact.is_stale and contact is not without]
@@ -124,8 +124,8 @@ def test_the_asker_is_not_named_to_itself_where_something_is_held(here: Setting)
 def made(here: Setting, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The keys that are looked up in the table from now on."""
     keys: list[int] = []
-    closest = here.router.closest_ids
-    monkeypatch.setattr(here.router, "closest_ids", lambda key, k: (keys.append(key), closest(key, k))[1])
+    closest = here.router.closest_encoded
+    monkeypatch.setattr(here.router, "closest_encoded", lambda key, k: (keys.append(key), closest(key, k))[1])
     return keys
 
 
@@ -134,10 +134,10 @@ def test_what_is_asked_again_is_not_made_again(here: Setting, monkeypatch: pytes
     nearest = here.router.closest(int.from_bytes(KEY), 1)[0]
     keys = made(here, monkeypatch)
     for asker in (ASKER, nearest.address):  # whom the answer names gets one of its own
-        first = here.nodes(asker=asker), here.found(asker=asker)["nodes"]
-        assert len(keys) == 2
-        assert (here.nodes(asker=asker), here.found(asker=asker)["nodes"]) == first
-        assert len(keys) == 2
+        first = here.found(asker=asker)["nodes"]
+        assert len(keys) == 1
+        assert here.found(asker=asker)["nodes"] == first
+        assert len(keys) == 1
         keys.clear()
 
 
@@ -147,12 +147,10 @@ def test_a_store_forgets_the_answers_of_its_own_key_alone(here: Setting, monkeyp
     for asker in (ASKER, nearest.address):
         here.found(asker=asker)
     other = "/phase/other/arm64/manifest"
-    here.nodes(shared_key(other))
     keys = made(here, monkeypatch)
     here.storage.store(shared_key(other), record(name=other).envelope)
     for asker in (ASKER, nearest.address):
         here.found(asker=asker)
-    here.nodes(shared_key(other))
     assert keys == [], "what others ask for is not made anew for each record that is taken in"
     here.storage.store(KEY, record(b"v2", issued_at=START + 1).envelope)
     for asker in (ASKER, nearest.address):
@@ -160,9 +158,14 @@ def test_a_store_forgets_the_answers_of_its_own_key_alone(here: Setting, monkeyp
     assert len(keys) == 2
 
 
-def test_endless_keys_keep_no_endless_answers(here: Setting) -> None:
-    rnd = random.Random(2)
-    near = [contact.long_id for contact in here.router]
-    for number in range(3 * KEPT):
-        here.answers.find_node(ID, rnd.randbytes(20), None if number % 2 else rnd.choice(near))
-        assert len(here.answers._nodes) <= KEPT
+def test_endless_keys_and_askers_keep_no_endless_answers(here: Setting) -> None:
+    names = [f"name/{number}" for number in range(KEPT // 4)]
+    for name in names:
+        here.storage.store(shared_key(name), record(name=name).envelope)
+    here.answers.stamp()
+    most = 0
+    for key in map(shared_key, names):
+        for asker in (ASKER, *(near.address for near in here.router.closest(int.from_bytes(key), 6))):
+            here.answers.find_value(ID, key, here.named_at(asker))
+        most = max(most, len(here.answers._found) + sum(map(len, here.answers._found_for.values())))
+    assert KEPT - 7 < most <= KEPT

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kademlia.node import Node
 
+from plasm_dht.dht.ids import encode_node
 from plasm_dht.dht.routing import Contact, PlasmRoutingTable, network_of
 from tests.dht.support import HERE, ManualClock, node_id
 
@@ -26,6 +27,10 @@ def contact(number: int, ip: str | None = None, port: int = 8468) -> Contact:
 
 def ids(found: list[Contact]) -> list[int]:
     return [each.long_id for each in found]
+
+
+def encoded(found: list[Contact]) -> list[bytes]:
+    return [encode_node(each.id, *each.address) for each in found]
 
 
 def filled(numbers: list[int], *, k: int = 20, own: int = OWN) -> PlasmRoutingTable:
@@ -73,6 +78,7 @@ def test_the_closest_are_exactly_those_of_brute_force(members: list[int], key: i
     for wanted in (False, True):
         among = [each.long_id for each in router if each.is_stale is wanted]
         assert ids(router.closest(key, k, stale=wanted)) == sorted(among, key=lambda each: each ^ key)[:k]
+    assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
 
 
 @pytest.mark.parametrize("k", [1, 8, 20])
@@ -91,6 +97,17 @@ def test_the_closest_are_exact_among_thousands(k: int) -> None:
             key = drawn.choice(list(router)).long_id ^ drawn.getrandbits(drawn.randrange(1, 160))
         live = sorted((each.long_id for each in router.live()), key=key.__xor__)
         assert ids(router.closest(key, k)) == live[:k]
+        assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
+
+
+def test_contacts_that_differ_in_their_last_bits_alone_are_told_apart() -> None:
+    far = [1 << bit for bit in range(100, 150)]
+    router = filled([*far, *((5 << 152) + number for number in range(20))])
+    for low in (0, 3, 19, 2**60):
+        key = (5 << 152) + low
+        for k in (5, 21):
+            assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
+    assert router.find(node_id(far[0])).encoded == encode_node(node_id(far[0]), *router.find(node_id(far[0])).address)
 
 
 def test_find_neighbors_leaves_out_the_node_itself_and_the_one_that_asks() -> None:

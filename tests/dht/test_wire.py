@@ -61,8 +61,10 @@ def test_a_response_has_the_bytes_that_rpcudp_sends(
 
 @given(st.lists(nodes, max_size=40))
 def test_a_list_of_nodes_has_the_bytes_of_umsgpack(near: list[NodeTuple]) -> None:
-    result = wire.nodes_result([encode_node(*node) for node in near])
-    assert result == umsgpack.packb([tuple(node) for node in near[: len(umsgpack.unpackb(result))]])
+    message_id = bytes(range(20))
+    datagram = wire.nodes_response(message_id, [encode_node(*node) for node in near])
+    listed = umsgpack.unpackb(datagram[21:])
+    assert datagram == b"\x01" + message_id + umsgpack.packb([tuple(node) for node in near[: len(listed)]])
 
 
 @given(st.lists(envelopes, max_size=34), st.lists(nodes, max_size=21), times, st.integers(0, 40))
@@ -147,7 +149,8 @@ def found(held: list[bytes], near: list[NodeTuple], now: int = START, skip: int 
 
 
 def named(near: list[NodeTuple]) -> list[NodeTuple]:
-    return [NodeTuple(*node) for node in read_back(wire.nodes_result([encode_node(*node) for node in near]))]
+    datagram = wire.nodes_response(bytes(20), [encode_node(*node) for node in near])
+    return [NodeTuple(*node) for node in read_back(datagram[21:])]
 
 
 def order_of(envelopes: list[bytes], near: list[NodeTuple], now: int, skip: int) -> dict[str, Any]:
