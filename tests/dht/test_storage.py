@@ -11,7 +11,7 @@ from kademlia.storage import IStorage
 
 from plasm_dht.dht.storage import ACCEPTED, RecordStorage, Verdict
 from plasm_dht.errors import RecordError
-from plasm_dht.record import Record, bound_key, shared_key, sign
+from plasm_dht.record import Record, bound_key, shared_key, sign, verify
 from tests.dht.support import HOUR, IDENTITIES, NAME, START, ManualClock, forged, record
 
 KEY = shared_key(NAME)
@@ -166,6 +166,20 @@ def test_conflict_comes_before_full(clock: ManualClock) -> None:
     assert storage.store(KEY, high.envelope) == ACCEPTED
     storage.max_bytes = 1
     assert storage.store(KEY, low.envelope) == Verdict("conflict", high.envelope)
+
+
+def test_the_same_bytes_under_the_other_key_are_verified_once(
+    storage: RecordStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[Record] = []
+    monkeypatch.setattr("plasm_dht.dht.storage.verify", lambda each: (verified.append(each), verify(each))[1])
+    mine, other = bound_key(MINE, NAME), record(by=IDENTITIES[1])
+    assert storage.store(KEY, good().envelope) is ACCEPTED
+    assert storage.store(mine, good().envelope) is ACCEPTED
+    assert len(verified) == 1
+    assert storage.store(mine, forged(record(seq=START + 1))).reason == "bad_signature"
+    assert storage.store(KEY, forged(other)).reason == "bad_signature"
+    assert len(verified) == 3
 
 
 def test_the_dear_check_of_the_signature_is_made_in_admit_alone(storage: RecordStorage) -> None:
