@@ -21,8 +21,10 @@ from tests.bench.report import Scale
 HOST = "127.0.0.1"
 # Nodes around the one that is asked. It is to be among the 8 closest to many keys, and to have 8 contacts to name.
 CROWD = 16
-# What follows the message id in a reply: its kind, and the implementation.
-TAIL = b"\xa1y\xa1r\xa1v\xa2o2"
+# The crowd has so long to join (s).
+JOIN_WITHIN = 20.0
+# What follows the message id in a reply: its kind, and the implementation, which has another name in each version.
+TAIL = b"\xa1y\xa1r\xa1v"
 # Message ids begin here, so that msgpack gives each the same four bytes.
 BASE = 1 << 31
 POOL = 4096
@@ -36,15 +38,20 @@ def installed() -> bool:
 
 
 class _Lane(Lane):
-    """A lane that finds the message id where OpenDHT puts it: near the end."""
+    """A lane that finds the message id where OpenDHT puts it: near the end, before `tail`."""
+
+    def __init__(self, sock: socket.socket, requests: list[bytes], window: int, tail: bytes) -> None:
+        super().__init__(sock, requests, window)
+        self.tail = tail
 
     def took(self, got: int) -> None:
         lengths = self._lengths[:got].tolist()
         ids = []
         for index, length in enumerate(lengths):
             end = index * STRIDE + HEAD + length
-            if self._in[end - len(TAIL) : end] == TAIL:
-                ids.append(int.from_bytes(self._in[end - len(TAIL) - 4 : end - len(TAIL)]) - BASE)
+            at = end - len(self.tail)
+            if self._in[at:end] == self.tail:
+                ids.append(int.from_bytes(self._in[at - 4 : at]) - BASE)
         before = len(self.waiting)
         self.waiting.difference_update(ids)
         self.count.answered += before - len(self.waiting)  # the others are its own requests
@@ -72,11 +79,21 @@ class Subject:
             sock.connect((HOST, port))
             self.sockets.append(sock)
         self.ids = [source.randbytes(20) for _ in self.sockets]
+        self.tail = b""
+        self._wait_for_contacts(source.randbytes(20))
         self.held = [key for key in keys if b"values" in self._once("get", key)]
         if len(self.held) < len(keys) // 8:
             raise BenchError(f"OpenDHT holds {len(self.held)} of {len(keys)} values")
         self.lanes: list[Lane] = []
         self.rpc = ""
+
+    def _wait_for_contacts(self, target: bytes) -> None:
+        """Nothing tells when the crowd has joined: only what is answered."""
+        deadline = time.monotonic() + JOIN_WITHIN
+        while len(umsgpack.unpackb(self._once("find", target))["r"]["n4"]) < REPLY_CONTACTS * CONTACT_BYTES:
+            if time.monotonic() > deadline:
+                raise BenchError(f"OpenDHT names fewer than {REPLY_CONTACTS} contacts after {JOIN_WITHIN:.0f} s")
+            time.sleep(0.1)
 
     def _request(self, query: str, target: bytes, number: int, index: int) -> bytes:
         name = "h" if query == "get" else "target"
@@ -88,9 +105,14 @@ class Subject:
         sock = self.sockets[0]
         sock.settimeout(1)
         sock.send(self._request(query, target, 0, POOL))
-        while not (reply := sock.recv(4096)).endswith((BASE + POOL).to_bytes(4) + TAIL):
-            pass
+        mark = (BASE + POOL).to_bytes(4) + TAIL
+        try:
+            while mark not in (reply := sock.recv(4096)):
+                pass
+        except TimeoutError:
+            raise BenchError(f"OpenDHT {query}: no reply within {sock.gettimeout():.0f} s") from None
         sock.setblocking(False)
+        self.tail = reply[reply.rindex(mark) + 4 :]
         return reply
 
     def prepare(self, rpc: str) -> None:
@@ -108,6 +130,7 @@ class Subject:
                     for i in range(POOL)
                 ],
                 48,
+                self.tail,
             )
             for number, sock in enumerate(self.sockets)
         ]
