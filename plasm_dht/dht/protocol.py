@@ -78,6 +78,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._deferred: set[bytes] = set()
         self._answers = Answers(self.router, storage, clock, ksize)
         self._socket: UdpSocket | None = None
+        self._is_asyncios = False
         self._finds = {wire.FIND_NODE: self._answers.find_node, wire.FIND_VALUE: self._answers.find_value}
         self._own_id = wire.id_result(source_node.id)
         self._handlers: dict[type[wire.Request], Handler] = {
@@ -100,6 +101,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._socket = UdpSocket.beneath(transport, self.error_received, self._responses_received)
         if hasattr(transport, "max_size"):  # else asyncio allocates 256 KiB to read a datagram
             transport.max_size = wire.MAX_READ + 1
+            self._is_asyncios = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody will answer any more."""
@@ -121,7 +123,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         if reply is not None:
             self._send(reply, addr)
         self.stats.received += 1
-        if self._socket is not None:
+        if self._socket is not None and self._is_asyncios:  # uvloop reads on by itself, up to 32 a turn
             self._drain(self._socket)
 
     def _responses_received(self, apart: UdpSocket) -> None:
