@@ -115,6 +115,7 @@ def end() -> None:
     """Stop everything that is alive, and look whether it leaves something."""
     for stop in STOPS:
         stop()
+    stages.played.clear()  # how long the next world lives does not depend on who was there before
 
 
 def settle() -> None:
@@ -135,6 +136,7 @@ def ended() -> Iterator[None]:
         for stop in STOPS:
             with suppress(Exception):
                 stop()
+        stages.played.clear()
         raise
     end()
 
