@@ -263,6 +263,11 @@ async def test_it_fits_a_phone_and_can_be_read_in_dark_and_light(
         assert await browser.run(unnamed) == []
         contrast, where = await browser.run(luminance)
         assert contrast >= 4.5, (scheme, contrast, where)  # WCAG 2.1, AA
+    await browser.look_like(390, "light")
+    await browser.run("document.documentElement.style.fontSize = '200%'")
+    assert await browser.run("return document.documentElement.scrollWidth") <= 390
+    right = "Math.max(...[...document.querySelectorAll('#events *')].map((each) => each.getBoundingClientRect().right))"
+    assert await browser.run(f"return {right}") <= 390
     assert await browser.complaints() == []
 
 
