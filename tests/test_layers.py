@@ -1,6 +1,7 @@
 """The layering of DESIGN.md: who may import whom, who may touch what, and that every module stands alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -162,6 +163,17 @@ def test_every_module_keeps_to_its_layer() -> None:
 
 def test_the_modules_are_found() -> None:
     assert {"plasm_dht", "plasm_dht.errors", "plasm_dht.dht.wire", "plasm_dht_cli.main"} <= modules(ROOT).keys()
+
+
+def test_the_page_about_rooms_has_every_room_and_its_layer() -> None:
+    packages = {"plasm_dht", "plasm_dht.dht", "plasm_dht.provider", "plasm_dht_cli"}
+    told = {}
+    for layer, rooms in re.findall(
+        r"^\| ([\d.]+) \| (.*?) \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE
+    ):
+        for path in re.findall(r"`([\w/]+)\.py`", rooms):
+            told[f"plasm_dht.{path.replace('/', '.')}"] = float(layer)
+    assert told == {module: layer for module, layer in LAYERS.items() if module not in packages}
 
 
 @pytest.mark.parametrize(

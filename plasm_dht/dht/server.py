@@ -60,12 +60,14 @@ class PlasmServer(RefusingServer):
         identity: who publishes; without one the node holds and reads but publishes nothing.
         record_ttl: life of a record in seconds, 1 to 604,800.
         refresh_interval: seconds after which a record is signed and published anew; 2/3 of `record_ttl` by default.
-        ksize, alpha, node_id, storage: as in kademlia; a `RecordStorage` (else `TypeError`), which may remember the id.
+        ksize, alpha: as in kademlia, how many hold a key (and fill a bucket), how many are asked at once.
+        node_id: 20 bytes, zeros for a caller that will not stay; by default what `storage` remembers, or random.
+        storage: a `RecordStorage` (else `TypeError`); by default one in memory.
         clock: where the time comes from.
         rate_limit: requests a second that one source address may send, bursts of twice that; `None`: no limit.
         quorum: holders that have to agree before `get` ends.
         max_ttl: longest life in seconds of a record that is accepted from others.
-        max_records, max_bytes: how much is held.
+        max_records, max_bytes: how much is held, in records and in bytes of their envelopes.
 
     Raises `ConfigError` for a setting that is impossible.
     """
@@ -97,9 +99,7 @@ class PlasmServer(RefusingServer):
             if type(count) is not int or count < 1:
                 raise ConfigError(f"{name} is {count!r}: it must be an integer of at least 1")
         if rate_limit is not None and rate_limit < 1:
-            raise ConfigError(
-                f"rate_limit is {rate_limit}: it must be at least 1 request a second, or None for no limit"
-            )
+            raise ConfigError(f"rate_limit is {rate_limit}: it must be at least 1 a second, or None for no limit")
         self.transport: asyncio.DatagramTransport | None
         self.clock = clock or Clock()
         if storage is None:

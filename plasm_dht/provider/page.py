@@ -1,6 +1,7 @@
 """The page for people at `/`, and `/events`, which keeps it up to date.
 
-The server fills in a table that is read without JavaScript; the script then draws the same from what `/events` sends.
+The server fills in what is read without JavaScript; the script draws the same from the state that the page has too,
+and then from what `/events` sends.
 Whatever comes from the network or a folder is text: escaped here, `textContent` there.
 """
 
@@ -10,6 +11,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from string import Template
@@ -227,7 +229,11 @@ class Feed:
 
 
 def _message(state: State) -> bytes:
-    return f"data: {json.dumps(state, separators=(',', ':'))}\n\n".encode()
+    return f"data: {_json(state)}\n\n".encode()
+
+
+def _json(state: State) -> str:
+    return json.dumps(state, separators=(",", ":"))
 
 
 VIEW = web.AppKey("view", View)
@@ -318,6 +324,7 @@ def _static_parts(state: State) -> dict[str, str]:
     table, traffic = state["table"], state["traffic"]
     health = escape(state["unwell"] or "well")
     return {
+        "state": escape(_json(state)),
         "name": escape(str(state["name"] or "plasm-dht")),
         "publisher": escape(str(state["publisher"] or "publishes nothing")),
         "health": health,
@@ -344,20 +351,23 @@ def _record_html(record: State) -> str:
             ("refresh in", "now" if refresh is None else f"{max(0.0, refresh):.0f} s"),
             ("expires in", f"{record['ttl_remaining']:.0f} s"),
             ("holders", record["holders"]),
+            ("held by", ", ".join(record["held_by"]) or "nobody else"),
         ]
-    rows = "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts)
+    rows = "".join(f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts)
     files = "".join(_file_html(url, file) for file in record["files"])
     more = f"<li>and {record['more_files']} more</li>" if record["more_files"] else ""
     names = {file["name"] for file in record["files"]}
     boots = BOOT_FILE not in names and any(file["role"] == "kernel" for file in record["files"])
     made = (MANIFEST_FILE, BOOT_FILE) if boots else (MANIFEST_FILE,)
     links = "".join(f'<li><a href="{url}/{name}">{name}</a></li>' for name in made)
-    return f'<article class="record"><h3>{escape(key)}</h3><dl>{rows}</dl><ul>{links}{files}{more}</ul></article>'
+    listed = f'<ul class="files">{links}{files}{more}</ul>'
+    return f'<article class="record card"><h3>{escape(key)}</h3><dl>{rows}</dl>{listed}</article>'
 
 
 def _file_html(url: str, file: State) -> str:
     name, role = escape(file["name"]), escape(file["role"])
-    return f'<li><a href="{url}/{quote(file["name"], safe="")}">{name}</a> ({role}, {file["size"]:,} bytes)</li>'
+    link = f'<a href="{url}/{quote(file["name"], safe="")}">{name}</a>'
+    return f"<li>{link} <span>{role}, {file['size']:,} bytes</span></li>"
 
 
 def _contact_html(contact: State) -> str:
@@ -373,4 +383,6 @@ def _contact_html(contact: State) -> str:
 def _event_html(event: State) -> str:
     more = f" and {event['count'] - 1} more" if event["count"] > 1 else ""
     text = f" {escape(event['text'])}" if event["text"] else ""
-    return f"<li>{event['kind']} {escape(event['subject'])}{more}{text}</li>"
+    at = datetime.fromtimestamp(event["at"] / 1000, UTC)
+    time = f'<time datetime="{at:%FT%TZ}">{at:%F %T} UTC</time>'
+    return f"<li>{time} {event['kind']} {escape(event['subject'])}{more}{text}</li>"

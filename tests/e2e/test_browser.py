@@ -24,6 +24,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
 )
+SHOWN_LEFT = "document.querySelector('.expiry .left').textContent"
 HOSTILE = "<img src=x onerror=document.title='run'>"
 
 
@@ -130,7 +131,68 @@ async def test_a_record_is_shown_counts_down_changes_and_goes_without_a_reload(
     assert await browser.complaints() == []
 
     await provider.stop()  # within its 3 s, with a page open
-    await browser.shows("#health", "not connected")
+    await browser.shows("#health", "not connected: this is how it was at ")
+    assert await browser.run("return document.body.className") == "away"
+    assert await browser.run(
+        f"tick(); const before = {SHOWN_LEFT}; arrived -= 90000; tick(); return before === {SHOWN_LEFT}"
+    )
+
+
+async def test_what_did_not_change_stays_for_whoever_reads_it(world: World, artifacts: Path, browser: Browser) -> None:
+    node = await world.node("127.0.0.36")
+    provider = await world.provider("127.0.0.37", artifacts, joins=node.dht)
+    await browser.open(f"http://{provider.http}/")
+    await browser.shows("#events", "neighbour")
+    for each in await browser.run("return [...document.querySelectorAll('summary')].map(each => each.textContent)"):
+        assert each.strip()
+    await browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
+    assert await browser.text(".held .addresses") == node.dht
+    await browser.run("document.querySelector('.files a').focus()")
+    await browser.run("getSelection().selectAllChildren(document.getElementById('events'))")
+    await browser.run("window.dot = document.querySelector('#sky circle.contact')")
+    before = int(await browser.text("#requests"))
+    selected = await browser.run("return String(getSelection())")
+    await browser.run("return fetch('stable/arm64/manifest.json').then((answer) => answer.text())")
+
+    async def counted() -> bool:
+        return int(await browser.text("#requests")) > before
+
+    await soon(counted, within=SHOWN_WITHIN)
+    assert await browser.run("return document.activeElement.matches('.files a')")
+    assert await browser.run("return window.dot.isConnected")
+    assert "published" in selected
+    assert await browser.run("return String(getSelection())") == selected
+
+
+async def test_nothing_moves_when_the_script_draws(world: World, artifacts: Path, browser: Browser) -> None:
+    node = await world.node("127.0.0.38")
+    provider = await world.provider("127.0.0.39", artifacts, joins=node.dht)
+    watch = "new PerformanceObserver((list) => {for (const each of list.getEntries()) moved += each.value})"
+    source = f"var moved = 0; {watch}.observe({{type: 'layout-shift', buffered: true}})"
+    command = "Page.addScriptToEvaluateOnNewDocument"
+    added = await asyncio.to_thread(browser.driver.execute_cdp_cmd, command, {"source": source})
+    try:
+        for width in (1280, 390):
+            await browser.look_like(width, "light")
+            await browser.open(f"http://{provider.http}/")
+            requests = await browser.text("#requests")
+
+            async def heard(before: str = requests) -> bool:
+                return await browser.text("#requests") != before
+
+            await soon(heard, within=SHOWN_WITHIN)  # its own /events is the next request
+            assert await browser.run("return new Promise((done) => requestAnimationFrame(() => done(moved)))") == 0
+    finally:
+        await asyncio.to_thread(browser.driver.execute_cdp_cmd, "Page.removeScriptToEvaluateOnNewDocument", added)
+
+
+async def test_an_event_of_another_day_has_its_date(world: World, artifacts: Path, browser: Browser) -> None:
+    provider = await world.provider("127.0.0.29", artifacts)
+    await browser.open(f"http://{provider.http}/")
+    await browser.shows("#events", "published")
+    assert len(await browser.text("#events time")) == len("12:34:56")
+    await browser.run("render({...state, events: state.events.map((each) => ({...each, at: 1.7e12}))})")
+    assert (await browser.text("#events time")).startswith("2023-11-1")
 
 
 async def test_no_name_is_ever_run(world: World, artifacts: Path, browser: Browser) -> None:
@@ -197,8 +259,15 @@ async def test_it_fits_a_phone_and_can_be_read_in_dark_and_light(
         await browser.open(f"http://{provider.http}/")
         await browser.shows("#events", "published")
         assert await browser.run("return document.documentElement.scrollWidth") <= width
+        unnamed = "return [...document.querySelectorAll('progress, th')].filter(e => !(e.ariaLabel || e.textContent))"
+        assert await browser.run(unnamed) == []
         contrast, where = await browser.run(luminance)
         assert contrast >= 4.5, (scheme, contrast, where)  # WCAG 2.1, AA
+    await browser.look_like(390, "light")
+    await browser.run("document.documentElement.style.fontSize = '200%'")
+    assert await browser.run("return document.documentElement.scrollWidth") <= 390
+    right = "Math.max(...[...document.querySelectorAll('#events *')].map((each) => each.getBoundingClientRect().right))"
+    assert await browser.run(f"return {right}") <= 390
     assert await browser.complaints() == []
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from plasm_dht.provider.web import create_app, serve
 
 TARGET = "stable/arm64"
 HOSTILE = "<img src=x onerror=alert(1)>"
+STATE = re.compile(r' data-state="([^"]*)"')
 STATIC = Path(page.__file__).parent / "static"
 
 
@@ -89,9 +91,13 @@ async def client(app: web.Application) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def text_of(client: aiohttp.ClientSession) -> str:
+    """The page as it is read without JavaScript: without the state that only the script reads."""
     async with client.get("/") as response:
         assert response.status == 200
-        return await response.text()
+        text = await response.text()
+    without, states = STATE.subn("", text)
+    assert states == 1
+    return without
 
 
 async def message(response: aiohttp.ClientResponse, within: float = 5.0) -> Any:
@@ -114,11 +120,27 @@ async def test_the_page_can_be_read_without_javascript(client, journal, table):
     table.add_contact(with_id(0x80, 2))
     journal.note("published", TARGET, "version 1")
     text = await text_of(client)
-    for shown in (TARGET, "61 s", "90 s", "ed25519:ab", "vmlinuz", "127.0.0.2:2", "published", "version 1"):
+    for shown in (TARGET, "61 s", "90 s", "ed25519:ab", "vmlinuz", "127.0.0.2:2</td>", "published", "version 1"):
         assert shown in text
+    assert "<dt>held by</dt><dd>127.0.0.2:2</dd>" in text
+    assert "2027-01-15 08:00:00 UTC" in text
     assert f'href="{TARGET}/a%20b%20%C3%A9%23%3F.txt"' in text
     assert f'href="{TARGET}/boot.ipxe"' in text
     assert "$" not in text
+
+
+async def test_the_page_has_the_state_that_its_script_draws_first(client, told, journal):
+    told.problems = {"x": "\"'>" + HOSTILE}
+    journal.note("published", HOSTILE, '"')
+    async with client.get("/") as response:
+        text = await response.text()
+    (held,) = STATE.findall(text)
+    assert "<" not in held
+    async with client.get("/events") as response:
+        told_at_once = await message(response)
+    first = json.loads(unescape(held))
+    assert first.pop("traffic")["requests"] < told_at_once.pop("traffic")["requests"]
+    assert first == told_at_once
 
 
 async def test_every_name_is_escaped(client, told, journal):

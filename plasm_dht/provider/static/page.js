@@ -1,7 +1,8 @@
 "use strict";
 
 // Draws what /events sends. Whatever comes from there is text: it goes into textContent, a title or an encoded path,
-// never into HTML. Times are durations from the moment a message arrives, so nobody's clock has to be right.
+// never into HTML. Times are durations from the moment a message arrives, so nobody's clock has to be right. The first
+// state is in the page itself, so that nothing moves when it is drawn.
 
 const SVG = "http://www.w3.org/2000/svg";
 const RADIUS = 190;
@@ -9,12 +10,22 @@ const byId = (id) => document.getElementById(id);
 
 let state = null;
 let arrived = 0;
+let away = false;
 
 function make(tag, className, text) {
   const element = document.createElement(tag);
   if (className) element.className = className;
   if (text !== undefined) element.textContent = text;
   return element;
+}
+
+// Whether that was not drawn there last. What did not change stays: whoever reads, selects or clicks it would lose it.
+const drawn = new WeakMap();
+function isNew(element, ...value) {
+  const text = JSON.stringify(value);
+  if (drawn.get(element) === text) return false;
+  drawn.set(element, text);
+  return true;
 }
 
 function draw(tag, attributes, title) {
@@ -59,7 +70,15 @@ function link(key, name) {
   return element;
 }
 
+function drawHolders(element, holders) {
+  element.hidden = !holders.length;
+  if (isNew(element, holders)) {
+    element.querySelector(".addresses").replaceChildren(...holders.map((address) => make("li", "", address)));
+  }
+}
+
 function drawFiles(element, record) {
+  if (!isNew(element, record.files, record.more_files)) return;
   const rows = record.files.map((file) => {
     const row = make("li");
     row.append(link(record.key, file.name), make("span", "", size(file.size)));
@@ -76,7 +95,7 @@ function drawFiles(element, record) {
   element.querySelector(".files").replaceChildren(...rows);
   const total = record.files.reduce((sum, file) => sum + file.size, 0);
   const count = record.files.length + record.more_files;
-  element.querySelector("summary").textContent =
+  element.querySelector(".count").textContent =
     `${count} file${count === 1 ? "" : "s"}` + (record.more_files ? "" : `, ${size(total)}`);
 }
 
@@ -85,9 +104,8 @@ function drawRecord(record) {
   element.querySelector(".version").textContent = record.version;
   const advertised = record.seq !== undefined;
   element.querySelector(".seq").textContent = advertised ? record.seq : "not advertised yet";
-  const holders = element.querySelector(".holders");
-  holders.textContent = advertised ? record.holders : "-";
-  holders.title = record.held_by.join("\n");
+  element.querySelector(".holders").textContent = advertised ? record.holders : "-";
+  drawHolders(element.querySelector(".held"), record.held_by);
   element.querySelector(".timers").hidden = !advertised;
   drawFiles(element, record);
   return element;
@@ -101,7 +119,7 @@ function timer(element, left, whole, over) {
 }
 
 function tick() {
-  if (!state) return;
+  if (!state || away) return;
   const passed = (performance.now() - arrived) / 1000;
   for (const record of state.records) {
     if (record.seq === undefined) continue;
@@ -115,6 +133,7 @@ function tick() {
 // -- routing table ---------------------------------------------------------------------------------------------------
 
 function drawSky(table, holders) {
+  if (!isNew(byId("sky"), table, [...holders])) return;
   const deepest = Math.max(3, ...table.contacts.map((contact) => contact.shared));
   const radius = (shared) => RADIUS * (1 - shared / (deepest + 1.2));
   const svg = draw("svg", { viewBox: "-205 -205 410 410", role: "img" }, `The routing table: ${table.live} contacts`);
@@ -132,10 +151,11 @@ function drawSky(table, holders) {
   }
   svg.append(draw("circle", { class: "self", r: 7 }, `this node\n${table.id}`));
   byId("sky").replaceChildren(svg);
-  byId("sky").hidden = byId("legend").hidden = false;
+  byId("sky").hidden = byId("legend").hidden = byId("rings").hidden = false;
 }
 
 function drawContacts(table) {
+  if (!isNew(byId("contacts"), table.contacts)) return;
   const rows = table.contacts.map((contact) => {
     const row = make("tr");
     const cells = [contact.address, contact.id, contact.shared, contact.stale ? "silent" : "answers"];
@@ -151,12 +171,18 @@ function drawContacts(table) {
 
 const NAMES = { neighbour: "neighbour", failed: "not refreshed" };
 
+function moment(date) {
+  const time = date.toLocaleTimeString([], { hour12: false });
+  return date.toDateString() === new Date().toDateString() ? time : `${date.toLocaleDateString("sv")}\n${time}`;
+}
+
 function drawEvents(events) {
+  if (!isNew(byId("events"), events, new Date().toDateString())) return;
   const rows = events.map((event) => {
     const row = make("li");
     const middle = make("span", "", event.subject + (event.count > 1 ? ` and ${event.count - 1} more` : ""));
     if (event.text) middle.append(make("span", "text", event.text));
-    const time = make("time", "", new Date(event.at).toLocaleTimeString([], { hour12: false }));
+    const time = make("time", "", moment(new Date(event.at)));
     time.dateTime = new Date(event.at).toISOString();
     row.append(make("span", `kind ${event.kind}`, NAMES[event.kind] || event.kind), middle, time);
     return row;
@@ -179,6 +205,8 @@ function health(kind, text) {
 function render(next) {
   state = next;
   arrived = performance.now();
+  away = false;
+  document.body.classList.remove("away");
   say("name", state.name || "plasm-dht");
   say("publisher", state.publisher || "publishes nothing");
   say("advertised", state.records.filter((record) => record.seq !== undefined).length);
@@ -195,21 +223,32 @@ function render(next) {
   if (shown.length !== there.length || shown.some((each, index) => each !== there[index])) {
     byId("records").replaceChildren(...shown);  // else whoever reads in one of them would lose the place
   }
-  byId("problems").replaceChildren(...state.problems.map((problem) => make("li", "", problem)));
+  if (isNew(byId("problems"), state.problems)) {
+    byId("problems").replaceChildren(...state.problems.map((problem) => make("li", "", problem)));
+  }
   drawSky(state.table, new Set(state.records.flatMap((record) => record.held_by)));
   drawContacts(state.table);
   drawEvents(state.events);
   tick();
 }
 
+// Nobody knows what goes on there now: the time stands still, and the page says since when.
+function lose() {
+  if (away) return;
+  away = true;
+  document.body.classList.add("away");
+  health("away", `not connected: this is how it was at ${new Date().toLocaleTimeString([], { hour12: false })}`);
+}
+
 function listen() {
   const source = new EventSource("events");
   source.onmessage = (message) => render(JSON.parse(message.data));
   source.onerror = () => {
-    health("away", "not connected");
+    lose();
     if (source.readyState === EventSource.CLOSED) setTimeout(listen, 10000);  // refused: the browser would not try again
   };
 }
 
+render(JSON.parse(byId("main").dataset.state));
 setInterval(tick, 250);
 listen();
