@@ -96,7 +96,7 @@ class PlasmServer(RefusingServer):
         for name, count in (counts | {"max_records": max_records, "max_bytes": max_bytes}).items():
             if type(count) is not int or count < 1:
                 raise ConfigError(f"{name} is {count!r}: it must be an integer of at least 1")
-        if rate_limit is not None and rate_limit < 1:
+        if rate_limit is not None and not rate_limit >= 1:  # NaN too: it would answer nobody
             raise ConfigError(
                 f"rate_limit is {rate_limit}: it must be at least 1 request a second, or None for no limit"
             )
