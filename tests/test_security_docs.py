@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import plasm_dht
+import plasm_dht_cli
 from plasm_dht import Identity, PlasmServer
 from plasm_dht.dht import wire
 from plasm_dht.dht.ids import encode_node
@@ -22,12 +23,17 @@ UNITS = {"KiB": 2**10, "MiB": 2**20}
 
 
 def in_code(name: str) -> object:
-    """The value of a constant below `plasm_dht`, or of an argument's default."""
+    """The value of a constant, below `plasm_dht` if no package is named, or of an argument's default."""
     argument = ARGUMENT.fullmatch(name)
     if argument:
         return inspect.signature(PlasmServer).parameters[argument[1]].default
     module, _, constant = name.rpartition(".")
-    return getattr(importlib.import_module(f"plasm_dht.{module}"), constant)
+    return getattr(importlib.import_module(in_full(module)), constant)
+
+
+def in_full(module: str) -> str:
+    """The name of a module by that of the table."""
+    return module if module.startswith("plasm_dht_cli.") else f"plasm_dht.{module}"
 
 
 def table() -> str:
@@ -51,8 +57,9 @@ def test_a_limit_is_what_the_page_says(row: dict[str, str]) -> None:
 
 
 def modules() -> list[str]:
-    """Every module of the library, without the package's own name."""
-    found = pkgutil.walk_packages(plasm_dht.__path__, "plasm_dht.")
+    """Every module of the library, without the package's own name, and of the command line."""
+    library = pkgutil.walk_packages(plasm_dht.__path__, "plasm_dht.")
+    found = [*library, *pkgutil.walk_packages(plasm_dht_cli.__path__, "plasm_dht_cli.")]
     return [each.name.removeprefix("plasm_dht.") for each in found if not each.ispkg]
 
 
@@ -61,7 +68,7 @@ def test_no_bound_is_missing(module: str) -> None:
     """A constant called MAX_ or DEFAULT_MAX_ bounds what others can do; each is in the table, or an argument is."""
     named = {row["name"] for row in ROWS}
     arguments = {f"DEFAULT_{name[:-2].removeprefix('PlasmServer(').upper()}" for name in named if name.endswith("=)")}
-    source = inspect.getsource(importlib.import_module(f"plasm_dht.{module}"))
+    source = inspect.getsource(importlib.import_module(in_full(module)))
     constants = {match[1] for match in re.finditer(r"^((?:DEFAULT_)?MAX_[A-Z_]+)\b.* = ", source, re.M)}
     assert {name for name in constants if f"{module}.{name}" not in named and name not in arguments} == set()
 

@@ -111,6 +111,12 @@ class Intent:
         """Who acknowledged this record, or a later one, under the key."""
         return {address for address, holder in self.holders.get(key, {}).items() if holder.seq >= record.seq}
 
+    def note_holder(self, key: bytes, contact: Contact, record: Record) -> None:
+        """Note that a node acknowledged the record under the key."""
+        known = self.holders[key].get(contact.address)
+        if known is None or known.seq <= record.seq:
+            self.holders[key][contact.address] = Holder(contact, record.seq, record.expires_at)
+
     def forget_holders(self, now: int) -> None:
         """Forget whose record has ended by `now` (Unix ms)."""
         for holders in self.holders.values():

@@ -6,6 +6,7 @@ it, so that whatever overlaps (a refresh, a change, a withdrawal) the highest `s
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Iterable
 
@@ -186,7 +187,7 @@ class Publisher:
             if owed:
                 self._store_behind(stores, intent, record)
         for key, contacts in closest.items():
-            self._store(stores, record, key, contacts)
+            self._store(stores, intent, record, key, contacts)
         outcome = Round(record, asked=len(stores))
         for (key, _), (contact, future) in stores.items():
             self._tally(intent, outcome, key, contact, await future)
@@ -232,12 +233,15 @@ class Publisher:
     def _store_behind(self, stores: Stores, intent: Intent, record: Record) -> None:
         """Who has an older one need not wait for the lookups."""
         for key, holders in intent.holders.items():
-            self._store(stores, record, key, [each.contact for each in holders.values() if each.seq < record.seq])
+            behind = [each.contact for each in holders.values() if each.seq < record.seq]
+            self._store(stores, intent, record, key, behind)
 
-    def _store(self, stores: Stores, record: Record, key: bytes, contacts: Iterable[Contact]) -> None:
+    def _store(self, stores: Stores, intent: Intent, record: Record, key: bytes, contacts: Iterable[Contact]) -> None:
         for contact in contacts:
             if (key, contact.address) not in stores:
                 future = self._protocol.call_store(contact, key, record.envelope)
+                # at once: a stop that waits for a dead holder no longer knows who else has acknowledged
+                future.add_done_callback(functools.partial(_hear, intent, record, key, contact))
                 stores[key, contact.address] = (contact, future)
 
     def _tally(self, intent: Intent, outcome: Round, key: bytes, contact: Contact, result: Outcome) -> None:
@@ -249,7 +253,7 @@ class Publisher:
             outcome.samples.append(stored.now)
         if stored.ok:
             outcome.told.add(contact.address)
-            intent.holders[key][contact.address] = Holder(contact, outcome.record.seq, outcome.record.expires_at)
+            intent.note_holder(key, contact, outcome.record)
             return
         outcome.refused[stored.reason or "unspecified"] += 1
         if stored.reason in ("clock", "expired") and stored.now is not None:
@@ -403,3 +407,8 @@ class Publisher:
         for owed in [owed for owed in self._debts if owed[0] == intent.name]:
             del self._debts[owed]
             self._owed.cancel(owed)
+
+
+def _hear(intent: Intent, record: Record, key: bytes, contact: Contact, stored: "asyncio.Future[Outcome]") -> None:
+    if not stored.cancelled() and (answer := stored.result()[1]) is not None and answer.ok:
+        intent.note_holder(key, contact, record)

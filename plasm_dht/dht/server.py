@@ -98,7 +98,7 @@ class PlasmServer(RefusingServer):
         for name, count in (counts | {"max_records": max_records, "max_bytes": max_bytes}).items():
             if type(count) is not int or count < 1:
                 raise ConfigError(f"{name} is {count!r}: it must be an integer of at least 1")
-        if rate_limit is not None and rate_limit < 1:
+        if rate_limit is not None and not rate_limit >= 1:  # NaN too: it would answer nobody
             raise ConfigError(f"rate_limit is {rate_limit}: it must be at least 1 a second, or None for no limit")
         self.transport: asyncio.DatagramTransport | None
         self.clock = clock or Clock()
@@ -203,10 +203,11 @@ class PlasmServer(RefusingServer):
         return await self._listening(self._membership).seen_address(ipv4=ipv4, ipv6=ipv6)
 
     async def bootstrap_node(self, addr: Address) -> Contact | None:
-        """The node at this (ip, port), if it answers a ping."""
+        """The node at this (ip, port), if it answers a ping from there."""
         check_address(addr)
-        answered, node_id = await self._listening(self.protocol).ping_address(addr)
-        return Contact(node_id, *addr) if answered and ids.is_id(node_id) else None
+        _, node_id = await self._listening(self.protocol).ping_address(addr)
+        contact = Contact(node_id, *addr) if ids.is_id(node_id) else None
+        return contact if contact is not None and self.protocol.is_known(contact) else None
 
     def bootstrappable_neighbors(self) -> list[Address]:
         """(ip, port) of the k closest live contacts."""

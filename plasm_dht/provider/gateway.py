@@ -7,6 +7,7 @@ It believes nobody more than `get` does: every record was verified by the lookup
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +15,7 @@ from typing import Protocol
 from aiohttp import hdrs, web
 
 from plasm_dht.clock import Clock
+from plasm_dht.dht.limits import source_of
 from plasm_dht.dht.routing import PlasmRoutingTable
 from plasm_dht.errors import ArtifactsError, PlasmError, VerificationError
 from plasm_dht.provider.facts import facts
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Lookups under way at once; each of them has some ten datagrams in flight.
 MAX_LOOKUPS = 32
+# A quarter of them for what one client can come from, as with connections (`dht.limits.source_of`).
+MAX_PER_SOURCE = 8
 # What a lookup found is good for this long, here and (in whole seconds) in a client's cache (s): a record that was
 # withdrawn has to be gone at once.
 FRESH_FOR = 1.0
@@ -72,10 +76,13 @@ class Gateway:
     trust: Sequence[str] = ()
     own: str | None = None
     _running: dict[str, "asyncio.Task[Found]"] = field(default_factory=dict)
+    _shares: Counter[str] = field(default_factory=Counter)
     _known: dict[str, Found] = field(default_factory=dict)
 
-    async def find(self, target: str) -> Found | None:
+    async def find(self, target: str, source: str = "") -> Found | None:
         """What is known since a second ago, or what a lookup finds, one for all who wait. `None`: too many lookups.
+
+        A lookup counts for the `source` of the client that asked first.
 
         Raises `PlasmError` when the node cannot ask.
         """
@@ -84,10 +91,11 @@ class Gateway:
             return known
         task = self._running.get(target)
         if task is None:
-            if len(self._running) >= MAX_LOOKUPS:
+            if len(self._running) >= MAX_LOOKUPS or self._shares[source] >= MAX_PER_SOURCE:
                 return None
+            self._shares[source] += 1
             task = self._running[target] = asyncio.create_task(self._look_up(target))
-            task.add_done_callback(lambda done: self._end(target, done))
+            task.add_done_callback(lambda done: self._end(target, source, done))
         return await asyncio.shield(task)  # whoever goes away takes the answer from nobody else
 
     async def close(self) -> None:
@@ -101,8 +109,11 @@ class Gateway:
         """Whether a client is sent to this record's publisher."""
         return record.publisher in self.trust if self.trust else record.publisher == self.own
 
-    def _end(self, target: str, task: "asyncio.Task[Found]") -> None:
+    def _end(self, target: str, source: str, task: "asyncio.Task[Found]") -> None:
         del self._running[target]
+        self._shares[source] -= 1
+        if not self._shares[source]:
+            del self._shares[source]  # or every address that ever came would be remembered
         if not task.cancelled():
             task.exception()  # all who waited may have gone: then nobody else asks for it
 
@@ -170,13 +181,15 @@ async def _found(request: web.Request) -> tuple[str, list[tuple[Record, Pointer]
     gateway = request.app[GATEWAY]
     try:
         target = check_target(f"{request.match_info['channel']}/{request.match_info['arch']}")
-        found = await gateway.find(target)
+        found = await gateway.find(target, source_of(request.remote) if request.remote else "")
     except ArtifactsError as error:
         raise _refusal(web.HTTPBadRequest, str(error)) from None
     except PlasmError as error:
         raise _refusal(web.HTTPBadGateway, f"no network: {error}") from None
     if found is None:
-        busy = f"{MAX_LOOKUPS} lookups are under way, which is all that this gateway does at once: try again"
+        busy = (
+            f"{MAX_LOOKUPS} lookups are under way, or {MAX_PER_SOURCE} of your address, which is all at once: try again"
+        )
         raise _refusal(web.HTTPServiceUnavailable, busy, **{hdrs.RETRY_AFTER: "1"})
     now = gateway.node.now()
     live = [(record, pointer) for record, pointer in found.records if record.is_live(now)]

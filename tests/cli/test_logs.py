@@ -38,6 +38,7 @@ HOSTILE = {
     "NUL": "a\x00b",
     "the right-to-left override": "\u202egpj.exe\u202c \u2066x\u2069 \u200f\u061c",
     "invisible": "pay\u200bpal\u00ad\ufeff\u2060",
+    "printable to Python": "a\u3164\u115f\u1160\uffa0\u034f\u17b4\u180b\ufe0f\U000e0101b",
     "tags": "".join(chr(0xE0000 + ord(each)) for each in "hidden"),
     "halves of a pair": "\udfff\ud800",
     "JSON": '"}\n{"time": "now", "level": "INFO", "message": "all is well"}',
@@ -49,9 +50,18 @@ def entry(message: str, *arguments: object, error: BaseException | None = None) 
     return logging.LogRecord("plasm_dht.dht.server", logging.WARNING, __file__, 1, message, arguments, exc_info)
 
 
+# Words for what has no ink, in Unicode's names of letters and marks.
+BLANK = ("FILLER", "VARIATION SELECTOR", "JOINER", "VOWEL INHERENT")
+
+
 def moves_or_hides(text: str) -> list[str]:
     """The characters that end a line, move the cursor, turn the writing round or are not seen."""
-    return [each for each in text if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")]
+    unseen = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    return [
+        each
+        for each in text
+        if unicodedata.category(each) in unseen or any(word in unicodedata.name(each, "") for word in BLANK)
+    ]
 
 
 def raised(text: str) -> BaseException:

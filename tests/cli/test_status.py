@@ -172,6 +172,14 @@ def test_no_proxy_is_asked(plasm: Run, raw: Serve, provider: Process) -> None:
     assert "stable/arm64" in done.stdout
 
 
+def test_a_password_in_the_url_is_refused_and_not_quoted(plasm: Run) -> None:
+    for given in ("http://user:hunter2@127.0.0.1:1", "http://hunter2@[::1]:1/", "http://user:hunter2@a:70000"):
+        done = plasm("status", PLASM_DHT_URL=given)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("plasm-dht: error: PLASM_DHT_URL: it has a user")
+        assert "hunter2" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "mistake",
     [

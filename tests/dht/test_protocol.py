@@ -321,12 +321,21 @@ async def test_an_answer_from_another_address_is_used_but_verifies_nothing(ours:
         raw.answer_from = other
         answered, result = await ours.protocol.ping_address(raw.address)
         assert (answered, result) == (True, raw.node_id)
+        assert await ours.bootstrap_node(raw.address) is None
         assert len(ours.protocol.router) == 0
         now = ours.clock.monotonic()
         assert not ours.protocol._verified.has(raw.address, now)
         assert not ours.protocol._verified.has(other.address, now)
         stored = await raw.ask(ours.address, "store", raw.node_id, KEY, fresh(ours))
         assert (stored["ok"], stored["reason"]) == (False, "unverified")
+
+
+async def test_a_bootstrap_node_is_who_answers_from_the_address_that_was_asked(ours: PlasmServer, raw: RawNode) -> None:
+    found = await ours.bootstrap_node(raw.address)
+    assert found is not None
+    assert (found.id, found.address) == (raw.node_id, raw.address)
+    raw.answers = {}
+    assert await ours.bootstrap_node(raw.address) is None
 
 
 async def test_message_ids_are_drawn_anew_for_each_request(ours: PlasmServer, raw: RawNode) -> None:

@@ -360,6 +360,8 @@ def test_a_storage_of_ours_is_used_even_when_it_is_empty() -> None:
         ("refresh_interval", 0), ("refresh_interval", 3600), ("refresh_interval", 4000), ("refresh_interval", -1),
         ("refresh_interval", float("nan")),
         ("node_id", b"short"), ("node_id", "x" * 20), ("ksize", 0), ("alpha", 0), ("quorum", 0),
+        ("max_ttl", 0), ("max_records", 0), ("max_bytes", 1.5),
+        ("rate_limit", 0), ("rate_limit", 0.5), ("rate_limit", -1), ("rate_limit", float("nan")),
     ],
 )  # fmt: skip
 def test_an_impossible_setting_is_refused_by_its_name(setting: str, value: Any) -> None:

@@ -243,6 +243,18 @@ def test_a_reader_that_skips_sees_every_envelope(held: list[bytes], near: list[N
     assert seen == held
 
 
+# Lists whose sizes are every one around the bound: what is drawn by chance does not hit it.
+def test_no_list_of_nodes_is_one_byte_too_long() -> None:
+    for length in range(2, 46):
+        named([NodeTuple(ID, "1" * length, 65535)] * 60)
+
+
+@pytest.mark.parametrize(("others", "near"), [(0, 0), (0, 20), (12, 0), (12, 20)])
+def test_no_reply_to_find_value_is_one_byte_too_long(others: int, near: int) -> None:
+    for length in range(1, 1001):
+        found([bytes(length), *[bytes(100)] * others], [NodeTuple(ID, "1" * 45, 65535)] * near)
+
+
 def test_a_reply_to_store_with_the_largest_envelope_fits() -> None:
     read_back(wire.stored_result(2**63, "ttl_too_long", bytes(1000)))
     request = wire.encode_request(bytes(20), "store", (bytes(20), bytes(20), bytes(1000)))

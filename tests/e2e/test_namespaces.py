@@ -155,7 +155,7 @@ async def test_eight_hosts_find_change_lose_and_forget_a_record(
     assert told.count("-") >= len(told) - 1, told  # of the datagrams of one both may be lost
 
 
-async def test_the_links_of_the_hosts_delay(network: Network, world: World) -> None:
+async def test_the_links_of_the_hosts_delay_and_lose(network: Network, world: World) -> None:
     """So the test above means what it says."""
     hosts = Hosts(world, network)
     one, two = network.hosts[:2]
@@ -165,3 +165,6 @@ async def test_the_links_of_the_hosts_delay(network: Network, world: World) -> N
     took = [float(each) for each in done.stdout.split() if each != "lost"]
     assert len(took) > 5
     assert min(took) > 2 * 1000 * DELAY  # there and back
+    done = await hosts.run(two, sys.executable, "-m", "tests.e2e.namespaces", "count", f"{one.address}:{PORT}")
+    note(f"{done.stdout.strip()} of 500 datagrams were answered")
+    assert 400 < int(done.stdout) < 500  # none is lost there or back once in 500 million times

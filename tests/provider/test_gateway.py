@@ -307,6 +307,32 @@ async def test_more_lookups_than_it_does_at_once_are_asked_to_come_again(client,
     assert node.most == 3
 
 
+async def test_one_client_takes_no_more_than_its_share_of_the_lookups(node, door, monkeypatch):
+    monkeypatch.setattr(gateway, "MAX_PER_SOURCE", 2)
+    node.gate.clear()
+    asking = [asyncio.create_task(door.find(f"a{each}/b", "192.0.2.1")) for each in range(5)]
+    await busy(node, 2)
+    asking.append(asyncio.create_task(door.find(TARGET, "192.0.2.2")))
+    asking.append(asyncio.create_task(door.find("a0/b", "192.0.2.1")))  # is under way
+    await busy(node, 3)
+    node.gate.set()
+    found = await asyncio.gather(*asking)
+    assert [each is not None for each in found] == [True, True, False, False, False, True, True]
+    assert await door.find("one/more", "192.0.2.1") is not None
+    assert not door._shares
+
+
+async def test_a_client_over_http_has_its_share(client, node, monkeypatch):
+    monkeypatch.setattr(gateway, "MAX_PER_SOURCE", 1)
+    node.gate.clear()
+    asking = asyncio.create_task(ask(client, "/dht/a/b"))
+    await busy(node, 1)
+    status, body, _ = await ask(client, "/dht/one/more")
+    assert (status, "1 of your address" in body["error"]) == (503, True)
+    node.gate.set()
+    assert (await asking)[0] == 404
+
+
 async def test_names_without_end_fill_no_memory(client, node, door, monkeypatch):
     monkeypatch.setattr(gateway, "MAX_REMEMBERED", 4)
     for each in range(10):

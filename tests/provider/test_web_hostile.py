@@ -247,8 +247,13 @@ async def test_one_address_cannot_take_the_connections_of_the_others(
 class Wire(asyncio.Transport):
     """A connection from a peer that says nothing and is told nothing."""
 
+    is_cut_off = False
+
     def __init__(self, peer: object) -> None:
         super().__init__({"peername": peer})
+
+    def abort(self) -> None:
+        self.is_cut_off = True
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 
@@ -321,6 +326,16 @@ async def test_a_head_is_cut_off_at_its_bound_and_not_one_byte_before(
     async with serving(site) as port:
         assert (await ask(port, head)).startswith(b"HTTP/1.1 200")
         assert await ask(port, head.replace(b"A: ", b"AA: ", 1)) == b""
+
+
+def test_a_head_that_comes_byte_by_byte_has_the_same_bound() -> None:
+    limits = Limits(connections=9, per_source=9, unanswered=9, stall=9, refusal=b"")
+    wire = Wire(("192.0.2.1", 1))
+    connection = Connection(Door(limits), limits, Noted([]))
+    connection.connection_made(wire)
+    for sent in range(1, 11):
+        connection.data_received(b"x")
+        assert wire.is_cut_off is (sent > 9)
 
 
 async def test_what_was_answered_does_not_count_against_the_next_request(

@@ -107,6 +107,24 @@ async def test_a_clean_stop_takes_the_record_back_when_half_of_all_nodes_have_di
     await closing
 
 
+async def test_a_clean_stop_says_what_it_took_back_though_the_nearest_holder_has_died(
+    network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "plasm_dht.dht.server")
+    nodes = Nodes(network)
+    await nodes.grow(12)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1))
+    await publisher.publish(NAME, b"v1")
+    target = int.from_bytes(shared_key(NAME))
+    nearest, *others = sorted(nodes.nodes[:-1], key=lambda each: each.server.node.long_id ^ target)
+    nearest.kill()
+    began = network.now
+    await publisher.close()
+    assert network.now - began < 3.1
+    assert set(await seen_by(others)) == {None}
+    assert "1 record withdrawn" in caplog.messages
+
+
 async def test_a_publisher_without_its_state_goes_on_from_what_the_network_holds(network: Network) -> None:
     nodes = Nodes(network)
     await nodes.grow(40)
