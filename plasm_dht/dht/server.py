@@ -394,9 +394,7 @@ class PlasmServer(RefusingServer):
 
     def _listening(self, room: _Room | None) -> _Room:
         if room is None or self.transport is None or self.transport.is_closing():
-            raise ListenError(
-                "this node does not listen: call listen(port) first, or make another one if it has stopped"
-            )
+            raise ListenError("this node does not listen: call listen(port), or make another one if it has stopped")
         return room
 
     async def _withdraw_all(self) -> None:
