@@ -107,6 +107,13 @@ class Intent:
         self.latest_end = max(self.latest_end, end)
         return record
 
+    def note_holder(self, key: bytes, holder: Holder) -> None:
+        """It acknowledged a record under the key; answers to several may come in any order."""
+        holders = self.holders.setdefault(key, {})
+        known = holders.get(holder.contact.address)
+        if known is None or known.seq <= holder.seq:
+            holders[holder.contact.address] = holder
+
     def acknowledged(self, key: bytes, record: Record) -> set[Address]:
         """Who acknowledged this record, or a later one, under the key."""
         return {address for address, holder in self.holders.get(key, {}).items() if holder.seq >= record.seq}

@@ -8,6 +8,7 @@ it, so that whatever overlaps (a refresh, a change, a withdrawal) the highest `s
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from plasm_dht.clock import Clock, network_time, reader_time
 from plasm_dht.dht import wire
@@ -186,7 +187,7 @@ class Publisher:
             if owed:
                 self._store_behind(stores, intent, record)
         for key, contacts in closest.items():
-            self._store(stores, record, key, contacts)
+            self._store(stores, intent, record, key, contacts)
         outcome = Round(record, asked=len(stores))
         for (key, _), (contact, future) in stores.items():
             self._tally(intent, outcome, key, contact, await future)
@@ -232,13 +233,23 @@ class Publisher:
     def _store_behind(self, stores: Stores, intent: Intent, record: Record) -> None:
         """Who has an older one need not wait for the lookups."""
         for key, holders in intent.holders.items():
-            self._store(stores, record, key, [each.contact for each in holders.values() if each.seq < record.seq])
+            behind = [each.contact for each in holders.values() if each.seq < record.seq]
+            self._store(stores, intent, record, key, behind)
 
-    def _store(self, stores: Stores, record: Record, key: bytes, contacts: Iterable[Contact]) -> None:
+    def _store(self, stores: Stores, intent: Intent, record: Record, key: bytes, contacts: Iterable[Contact]) -> None:
         for contact in contacts:
             if (key, contact.address) not in stores:
                 future = self._protocol.call_store(contact, key, record.envelope)
                 stores[key, contact.address] = (contact, future)
+                # at once: a stop that ends before its look-up still counts whom it has told
+                future.add_done_callback(partial(self._note_holder, intent, record, key, contact))
+
+    def _note_holder(
+        self, intent: Intent, record: Record, key: bytes, contact: Contact, done: "asyncio.Future[Outcome]"
+    ) -> None:
+        stored: wire.Stored | None = None if done.cancelled() else done.result()[1]
+        if stored is not None and stored.ok:
+            intent.note_holder(key, Holder(contact, record.seq, record.expires_at))
 
     def _tally(self, intent: Intent, outcome: Round, key: bytes, contact: Contact, result: Outcome) -> None:
         stored: wire.Stored | None = result[1]
@@ -249,7 +260,7 @@ class Publisher:
             outcome.samples.append(stored.now)
         if stored.ok:
             outcome.told.add(contact.address)
-            intent.holders[key][contact.address] = Holder(contact, outcome.record.seq, outcome.record.expires_at)
+            intent.note_holder(key, Holder(contact, outcome.record.seq, outcome.record.expires_at))
             return
         outcome.refused[stored.reason or "unspecified"] += 1
         if stored.reason in ("clock", "expired") and stored.now is not None:
