@@ -52,6 +52,15 @@ def _yielding_to(other: str) -> Callable[[typer.Context, typer.CallbackParam, in
     return callback
 
 
+def not_empty(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuse the text that a script has for a variable which it forgot to set: it would mean the working directory."""
+    if value == "":
+        raise ConfigError(
+            f"--{(param.name or '').replace('_', '-')}: '': must not be empty: leave it out for the default"
+        )
+    return value
+
+
 Host = Annotated[
     str | None,
     option("--host", metavar="ADDRESS", help="Address that the DHT node binds. Default: 0.0.0.0, all of them."),
@@ -103,6 +112,7 @@ IdentityFile = Annotated[
     option(
         "--identity",
         metavar="FILE",
+        callback=not_empty,
         help="The Ed25519 key file (PKCS#8 PEM, mode 0600). Default: identity.pem in the state directory.",
     ),
 ]
@@ -111,13 +121,14 @@ StateDir = Annotated[
     option(
         "--state-dir",
         metavar="DIR",
+        callback=not_empty,
         help="Where the key, the node's id, its contacts and the records that it holds are kept between runs, for one "
         "process at a time. Default: plasm-dht in the user's state directory (~/.local/state on Linux).",
     ),
 ]
 Config = Annotated[
     str | None,
-    option("--config", metavar="FILE", help="A TOML configuration file. Default: none is read."),
+    option("--config", metavar="FILE", callback=not_empty, help="A TOML configuration file. Default: none is read."),
 ]
 Trust = Annotated[
     list[str] | None,
