@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from plasm_dht.identity import Identity
 
 PREFIX = "PLASM_DHT_"
+FORMATS = ("text", "json")  # of log lines
 
 
 def variable(flag: str) -> str:
@@ -58,6 +59,12 @@ def not_empty(ctx: typer.Context, param: typer.CallbackParam, value: str | None)
         raise ConfigError(
             f"--{(param.name or '').replace('_', '-')}: '': must not be empty: leave it out for the default"
         )
+    return value
+
+
+def _format(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    if value is not None and value not in FORMATS:
+        raise ConfigError(f"{source_of(ctx, param.name or '')}: {value!r}: must be {' or '.join(FORMATS)}")
     return value
 
 
@@ -144,7 +151,8 @@ LogFormat = Annotated[
     option(
         "--log-format",
         metavar="text|json",
-        autocompletion=lambda: ["text", "json"],
+        autocompletion=lambda: [*FORMATS],
+        callback=_format,
         help="How log lines on stderr look. Default: text.",
     ),
 ]

@@ -119,7 +119,7 @@ def test_a_mistake_is_one_line_that_names_it(plasm: Run, tmp_path: Path, argumen
         (["serve"], {"PLASM_DHT_ARTIFACTS": ".", "PLASM_DHT_NAME": "\x07"}, ["PLASM_DHT_NAME: ", r"'\x07'"]),
         (["get", "a/b"], {"PLASM_DHT_TIMEOUT": "x"}, ["PLASM_DHT_TIMEOUT: ", "'x'"]),
         (["get", "a/b"], {"PLASM_DHT_TRUST": f"{PUBLISHER} me"}, ["PLASM_DHT_TRUST: ", "'me'"]),
-        (["get", "a/b"], {"PLASM_DHT_LOG_FORMAT": "xml"}, ["'xml'"]),
+        (["get", "a/b"], {"PLASM_DHT_LOG_FORMAT": "xml"}, ["PLASM_DHT_LOG_FORMAT: 'xml'", "text or json"]),
     ],
 )
 def test_a_mistake_in_a_variable_names_the_variable(
