@@ -86,7 +86,7 @@ GatewayPort = Annotated[
         "--http-port",
         metavar="PORT",
         help="Serve a gateway into the DHT and a page for people at this TCP port; 0 picks a free one. "
-        "Default: no HTTP.",
+        "Default: no HTTP, even if the configuration file has a port.",
     ),
 ]
 Bootstrap = Annotated[
