@@ -349,7 +349,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "it does not answer"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect: {error.os_error.strerror or error.os_error}"
+        number = error.os_error.errno or 0  # a resolver's is below 0; asyncio's text is that a call failed, not why
+        return f"cannot connect: {os.strerror(number) if number > 0 else error.os_error.strerror or error.os_error}"
     if isinstance(error, aiohttp.TooManyRedirects):
         return "too many redirects"
     if isinstance(error, aiohttp.ClientPayloadError):
