@@ -217,7 +217,7 @@ def _read_file(path: Path) -> Iterator[Given]:
     import tomllib
 
     try:
-        document = tomllib.loads(data.decode())
+        document = tomllib.loads(data.decode("utf-8-sig"))  # an editor's byte order mark cannot be seen
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"configuration file {shown} is not UTF-8 (at line {line})") from None

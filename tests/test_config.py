@@ -211,6 +211,10 @@ def test_a_syntax_error_is_refused_with_its_line(write: Write) -> None:
     assert re.search(rf"{path} is not valid TOML: .*line 3", refusal(path))
 
 
+def test_a_byte_order_mark_that_an_editor_left_is_not_seen(write: Write) -> None:
+    assert load(write(b'\xef\xbb\xbf[provider]\nname = "rack-7"\n')).name == "rack-7"
+
+
 def test_a_file_that_is_not_utf_8_is_refused_with_its_line(write: Write) -> None:
     assert "not UTF-8 (at line 2)" in refusal(write(b"[provider]\nname = '\xff'\n"))
 

@@ -31,10 +31,21 @@ Target = Annotated[
 ]
 Wait = Annotated[
     str | None,
-    option("--wait", metavar="SECONDS", help="Keep trying for this long when there is none yet. Default: one attempt."),
+    option(
+        "--wait",
+        metavar="SECONDS",
+        callback=options.not_empty,
+        help="Keep trying for this long when there is none yet. Default: one attempt.",
+    ),
 ]
 Timeout = Annotated[
-    str | None, option("--timeout", metavar="SECONDS", help="How long one attempt may take. Default: 10.")
+    str | None,
+    option(
+        "--timeout",
+        metavar="SECONDS",
+        callback=options.not_empty,
+        help="How long one attempt may take. Default: 10.",
+    ),
 ]
 
 

@@ -9,7 +9,6 @@ from typing import TextIO
 from plasm_dht.errors import ConfigError
 from plasm_dht_cli.output import printable
 
-FORMATS = ("text", "json")
 # The base libraries warn about every datagram that nobody answered, which on a DHT is everyday life.
 _NOISY = ("kademlia", "rpcudp")
 _OURS = ("plasm_dht", "plasm_dht_cli")
@@ -52,8 +51,6 @@ def set_up(*, log_format: str | None, verbose: int, quiet: bool, usual: int) -> 
     With `-v` twice the libraries' messages are logged too. Without it a service, whose `usual` level is below WARNING,
     says of each kind of line ten a minute (`LimitedHandler`). Raises `ConfigError` for what cannot be asked for.
     """
-    if log_format is not None and log_format not in FORMATS:
-        raise ConfigError(f"--log-format: {log_format!r}: must be {' or '.join(FORMATS)}")
     if verbose and quiet:
         raise ConfigError("--verbose and --quiet: only one of them can be given")
     level = logging.DEBUG if verbose else logging.ERROR if quiet else usual

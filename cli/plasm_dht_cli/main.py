@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> int:
         complain(str(error))
         return exits.exit_code(error)
     except _UsageError as error:
-        complain(_usage(error))
+        complain(_usage(error, arguments))
         return exits.USAGE
     except (KeyboardInterrupt, typer.Abort):
         return exits.INTERRUPTED
@@ -93,10 +93,11 @@ def run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else exits.DONE
 
 
-def _usage(error: Exception) -> str:
+def _usage(error: Exception, arguments: list[str]) -> str:
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "plasm-dht"
+    named = [word for word in arguments[:1] if word in COMMANDS]  # without a context click knows no command
+    command = context.command_path if context is not None else " ".join(["plasm-dht", *named])
     return f"{message.rstrip('.')}: see {command} --help"
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from plasm_dht.identity import Identity
 
 PREFIX = "PLASM_DHT_"
+FORMATS = ("text", "json")  # of log lines
 
 
 def variable(flag: str) -> str:
@@ -52,6 +53,21 @@ def _yielding_to(other: str) -> Callable[[typer.Context, typer.CallbackParam, in
     return callback
 
 
+def not_empty(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuse the text that a script has for a variable which it forgot to set: it would mean the working directory."""
+    if value == "":
+        raise ConfigError(
+            f"--{(param.name or '').replace('_', '-')}: '': must not be empty: leave it out for the default"
+        )
+    return value
+
+
+def _format(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> str | None:
+    if value is not None and value not in FORMATS:
+        raise ConfigError(f"{source_of(ctx, param.name or '')}: {value!r}: must be {' or '.join(FORMATS)}")
+    return value
+
+
 Host = Annotated[
     str | None,
     option("--host", metavar="ADDRESS", help="Address that the DHT node binds. Default: 0.0.0.0, all of them."),
@@ -70,7 +86,7 @@ GatewayPort = Annotated[
         "--http-port",
         metavar="PORT",
         help="Serve a gateway into the DHT and a page for people at this TCP port; 0 picks a free one. "
-        "Default: no HTTP.",
+        "Default: no HTTP, even if the configuration file has a port.",
     ),
 ]
 Bootstrap = Annotated[
@@ -103,6 +119,7 @@ IdentityFile = Annotated[
     option(
         "--identity",
         metavar="FILE",
+        callback=not_empty,
         help="The Ed25519 key file (PKCS#8 PEM, mode 0600). Default: identity.pem in the state directory.",
     ),
 ]
@@ -111,13 +128,14 @@ StateDir = Annotated[
     option(
         "--state-dir",
         metavar="DIR",
+        callback=not_empty,
         help="Where the key, the node's id, its contacts and the records that it holds are kept between runs, for one "
         "process at a time. Default: plasm-dht in the user's state directory (~/.local/state on Linux).",
     ),
 ]
 Config = Annotated[
     str | None,
-    option("--config", metavar="FILE", help="A TOML configuration file. Default: none is read."),
+    option("--config", metavar="FILE", callback=not_empty, help="A TOML configuration file. Default: none is read."),
 ]
 Trust = Annotated[
     list[str] | None,
@@ -133,7 +151,8 @@ LogFormat = Annotated[
     option(
         "--log-format",
         metavar="text|json",
-        autocompletion=lambda: ["text", "json"],
+        autocompletion=lambda: [*FORMATS],
+        callback=_format,
         help="How log lines on stderr look. Default: text.",
     ),
 ]

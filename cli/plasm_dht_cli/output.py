@@ -2,6 +2,7 @@
 
 import sys
 
+from plasm_dht.errors import PlasmError
 from plasm_dht.text import printable as printable
 
 
@@ -9,12 +10,18 @@ class OutputClosedError(Exception):
     """Whoever read our stdout has gone. Not an `OSError`, which typer would swallow on the way."""
 
 
+class OutputError(PlasmError):
+    """Stdout takes nothing more: it is a file on a disk that is full, or a terminal that has gone."""
+
+
 def emit(line: str) -> None:
-    """Print one line of the result, at once. Raises `OutputClosedError`."""
+    """Print one line of the result, at once. Raises `OutputClosedError`, `OutputError`."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
         raise OutputClosedError from None
+    except OSError as error:
+        raise OutputError(f"stdout cannot be written to: {error.strerror}") from None
 
 
 def complain(text: str) -> None:

@@ -27,10 +27,21 @@ MAX_ANSWER = 4 * 2**20
 
 Url = Annotated[
     str | None,
-    option("--url", metavar="URL", help=f"Where the provider's HTTP server is. Default: {DEFAULT_URL}."),
+    option(
+        "--url",
+        metavar="URL",
+        callback=options.not_empty,
+        help=f"Where the provider's HTTP server is. Default: {DEFAULT_URL}.",
+    ),
 ]
 Timeout = Annotated[
-    str | None, option("--timeout", metavar="SECONDS", help=f"How long it may take. Default: {DEFAULT_TIMEOUT}.")
+    str | None,
+    option(
+        "--timeout",
+        metavar="SECONDS",
+        callback=options.not_empty,
+        help=f"How long it may take. Default: {DEFAULT_TIMEOUT}.",
+    ),
 ]
 Json = Annotated[bool, option("--json", help="Print the provider's answer itself, a JSON object on one line.")]
 

@@ -194,7 +194,8 @@ class _Fetch:
     async def _take(self, offer: _Offer) -> Fetched:
         data, manifest = await self._manifest(offer)
         artifacts = manifest.artifacts.values()
-        names = [name for name in await _all_or_none(map(self._artifact, artifacts)) if name is not None]
+        complete = await _all_or_none(self._artifact(artifact, data) for artifact in artifacts)
+        names = [name for name in complete if name is not None]
         left_over = {*self.parts, *(artifact.filename for artifact in artifacts)} - {*names}
         await in_thread(self.folder.commit, names, data, left_over)
         return Fetched(self.folder.path / MANIFEST_FILE, manifest, offer.record)
@@ -213,12 +214,13 @@ class _Fetch:
 
     # -- one artifact ------------------------------------------------------------------------------------------------
 
-    async def _artifact(self, artifact: Artifact) -> str | None:
+    async def _artifact(self, artifact: Artifact, manifest: bytes) -> str | None:
         """Its name, when it is complete as `NAME.part`; `None` when it was there."""
         async with self.slots:
             if await self._is_there(artifact):
                 self._note(artifact, "present", artifact.size)
                 return None
+            await in_thread(self.folder.retract, manifest)
             part = self.folder.part(artifact.filename)
             try:
                 await in_thread(part.open)
@@ -347,7 +349,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "it does not answer"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect: {error.os_error.strerror or error.os_error}"
+        number = error.os_error.errno or 0  # a resolver's is below 0; asyncio's text is that a call failed, not why
+        return f"cannot connect: {os.strerror(number) if number > 0 else error.os_error.strerror or error.os_error}"
     if isinstance(error, aiohttp.TooManyRedirects):
         return "too many redirects"
     if isinstance(error, aiohttp.ClientPayloadError):

@@ -143,6 +143,21 @@ class Folder:
         """An unfinished one, made when it is opened."""
         return File(self._part_path(name), os.O_RDWR | os.O_CREAT)
 
+    def retract(self, manifest: bytes) -> None:
+        """Take `manifest.json` away if it is this one and not all of it is here. Raises `FolderError`."""
+        file = self.file(MANIFEST_FILE)
+        try:
+            file.open()
+            while file.hashed < file.size:
+                file.hash_more()
+        except FolderError:  # there is none, or something that `commit` complains of
+            return
+        finally:
+            file.close()
+        if file.sha256 == hashlib.sha256(manifest).hexdigest():
+            with _on_disk(self.path / MANIFEST_FILE):
+                (self.path / MANIFEST_FILE).unlink(missing_ok=True)
+
     def commit(self, names: Sequence[str], manifest: bytes, left_over: Iterable[str]) -> None:
         """Give the complete parts their names, and then write the manifest. Raises `FolderError`.
 

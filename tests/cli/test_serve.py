@@ -66,3 +66,15 @@ def test_an_http_port_in_use_is_one_line(
     assert second.process.returncode == 2
     assert f"127.0.0.1:{port}" in stderr
     assert stderr.count("\n") == 1
+
+
+def test_a_providers_file_does_for_a_node_beside_it_which_opens_no_http_port(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "provider.toml"
+    file.write_text('[provider]\nhttp_host = "127.0.0.1"\nhttp_port = 0\n[provider.dht]\nbootstrap = []\n')
+    assert " http=- " in start("node", "--port", "0", "--config", file).line
+    assert (
+        " http=127.0.0.1:"
+        in start(
+            *("node", "--port", "0", "--config", file, "--http-port", "0", "--state-dir", tmp_path / "gateway")
+        ).line
+    )

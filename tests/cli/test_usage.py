@@ -42,7 +42,14 @@ MISTAKES = [
     (["get"], ["CHANNEL/ARCH", "plasm-dht get --help"]),
     (["get", "stable/arm64", "beta/arm64"], ["beta/arm64"]),
     (["get", "stable/arm64", "--no-such"], ["--no-such"]),
-    (["get", "stable/arm64", "--wait"], ["--wait"]),
+    (["get", "stable/arm64", "--wait"], ["--wait", "see plasm-dht get --help"]),
+    (["get", "stable/arm64", "--wait", ""], ["--wait: ''", "leave it out"]),
+    (["get", "stable/arm64", "--timeout", ""], ["--timeout: ''", "leave it out"]),
+    (["get", "stable/arm64", "--config", ""], ["--config: ''", "leave it out"]),
+    (["status", "--url", ""], ["--url: ''", "leave it out"]),
+    (["status", "--timeout", ""], ["--timeout: ''", "leave it out"]),
+    (["node", "--state-dir", ""], ["--state-dir: ''", "leave it out"]),
+    (["key", "new", "--identity", "", "--force"], ["--identity: ''", "leave it out"]),
     (["get", "stable"], ["'stable'", "CHANNEL/ARCH", "a-z 0-9"]),
     (["get", "Stable/arm64"], ["'Stable/arm64'", "a-z 0-9"]),
     (["get", "stable/arm64/x"], ["'stable/arm64/x'"]),
@@ -112,7 +119,7 @@ def test_a_mistake_is_one_line_that_names_it(plasm: Run, tmp_path: Path, argumen
         (["serve"], {"PLASM_DHT_ARTIFACTS": ".", "PLASM_DHT_NAME": "\x07"}, ["PLASM_DHT_NAME: ", r"'\x07'"]),
         (["get", "a/b"], {"PLASM_DHT_TIMEOUT": "x"}, ["PLASM_DHT_TIMEOUT: ", "'x'"]),
         (["get", "a/b"], {"PLASM_DHT_TRUST": f"{PUBLISHER} me"}, ["PLASM_DHT_TRUST: ", "'me'"]),
-        (["get", "a/b"], {"PLASM_DHT_LOG_FORMAT": "xml"}, ["'xml'"]),
+        (["get", "a/b"], {"PLASM_DHT_LOG_FORMAT": "xml"}, ["PLASM_DHT_LOG_FORMAT: 'xml'", "text or json"]),
     ],
 )
 def test_a_mistake_in_a_variable_names_the_variable(
@@ -206,6 +213,15 @@ def test_a_reader_that_has_gone_is_no_traceback(environment: dict[str, str]) -> 
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == exits.OUTPUT_CLOSED
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
+def test_an_output_that_is_full_is_said_to_be_it(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        key_new = [SCRIPT, "key", "new", "--identity", tmp_path / "key.pem"]
+        done = subprocess.run(key_new, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
+    assert done.returncode == exits.USAGE
+    assert done.stderr == "plasm-dht: error: stdout cannot be written to: No space left on device\n"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from plasm_dht.errors import VerificationError
 from plasm_dht.provider.fetch import Progress
 from tests.provider.shop import (
     HALF,
@@ -50,6 +51,18 @@ async def test_what_is_there_and_right_is_not_downloaded_again(shop: Shop, folde
     assert shop.requests == [("manifest.json", None), ("initrd.gz", None)]
     assert content(folder) == shop.files | {"manifest.json": shop.manifest()}
     assert [event.filename for event in events if event.state == "present"] == ["vmlinuz"]
+
+
+async def test_a_folder_in_which_a_file_is_damaged_has_no_manifest_until_it_is_mended(shop: Shop, folder: Path) -> None:
+    await load(folder, [shop.record()])
+    (folder / "initrd.gz").write_bytes(INITRD[:-1] + b"?")
+    shop.answers["initrd.gz"] = INITRD[:-1] + b"!"
+    with pytest.raises(VerificationError):
+        await load(folder, [shop.record()])
+    assert names(folder) == ["initrd.gz", "initrd.gz.part", "vmlinuz"]
+    del shop.answers["initrd.gz"]
+    await load(folder, [shop.record()])
+    assert content(folder) == shop.files | {"manifest.json": shop.manifest()}
 
 
 async def test_an_empty_file_and_a_name_as_long_as_names_can_be(shop: Shop, folder: Path) -> None:

@@ -125,6 +125,21 @@ async def test_a_clean_stop_says_what_it_took_back_though_the_nearest_holder_has
     assert "1 record withdrawn" in caplog.messages
 
 
+async def test_a_clean_stop_that_the_dead_hold_up_counts_who_has_been_told(
+    network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "plasm_dht")
+    nodes = Nodes(network)
+    holder, *others = await nodes.grow(10)
+    publisher = await nodes.start([holder], identity=identity(1))
+    await publisher.publish(NAME, b"v1")
+    for node in others:
+        node.kill()
+    await publisher.close()
+    assert caplog.messages[-1] == "1 record withdrawn"
+    assert await seen_by([holder]) == [None]
+
+
 async def test_a_publisher_without_its_state_goes_on_from_what_the_network_holds(network: Network) -> None:
     nodes = Nodes(network)
     await nodes.grow(40)
