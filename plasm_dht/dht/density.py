@@ -16,6 +16,8 @@ CHANCE = 1e-5
 SLACK = 1.5
 # One node may be near by chance, and two: a network of few nodes says little.
 LEAST = 3
+# Of the nodes farther from us than the k nearest a sixth at least is known: whoever joined has met k of each distance.
+UNKNOWN = 6
 # The nearest to a key that so many are by chance: of 50 liars who are nearer to it than anybody honest all are among
 # those, but for one key in fifty. Of the k = 20 who hold a record most are not.
 CORE = 4
@@ -36,13 +38,20 @@ def _count_without(key: int, distances: Sequence[int], k: int) -> float | None:
     """The count without a crowd around a key at this distance.
 
     The crowd differs from the id in the same highest bit as the key, and where the id is as near to the key as the
-    crowd, in a lower one. So those are counted who are farther than that; if they are fewer than k, the nearer, too.
+    crowd, in a lower one. So the k nearest that differ in a lower bit are counted, unless they are far too many: then
+    those who are farther than the key, of whom not all are known. If either are fewer than k, both are counted.
     """
     outer = 1 << key.bit_length()
     inner = outer >> 1 if key else 0
-    counted = [each for each in distances if each >= outer][:k]
-    if len(counted) == k:
-        return k * 2.0**SPACE_BITS / (counted[-1] + 1 - outer)
+    farther = [each for each in distances if each >= outer][:k]
+    without = k * 2.0**SPACE_BITS / (farther[-1] + 1 - outer) if len(farther) == k else None
+    nearer = [each for each in distances if each < inner][:k]
+    if len(nearer) == k:
+        count = k * 2.0**SPACE_BITS / (nearer[-1] + 1)
+        if without is None or count < UNKNOWN * without:
+            return count
+    if without is not None:
+        return without
     counted = [each for each in distances if not inner <= each < outer][:k]
     if len(counted) < LEAST:
         return None

@@ -350,8 +350,13 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
             return
         del self._calls[message_id]
         self._silent.add(call.address, self.clock.monotonic())
-        if call.contact is not None and not call.is_store:
-            self.router.miss(call.contact)
+        if not call.is_store:
+            if call.contact is not None:
+                self.router.miss(call.contact)
+            there = self.router.at(call.address)
+            # Most are dead: only who was near, and is given up now, may have become far.
+            if self.round_trips.knows(call.address) and (there is None or there.is_stale):
+                self.round_trips.back_off(call.address)
         self._finish(call, NO_ANSWER)
 
     def _receive_response(self, data: bytes, sender: Address) -> None:
@@ -369,7 +374,9 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         now = self.clock.monotonic()
         self._verified.add(call.address, now)
         self._silent.discard(call.address)
-        if not call.sent_twice and not call.is_store:
+        if call.sent_twice and not call.is_store:
+            self.round_trips.back_off(call.address)
+        elif not call.is_store:
             took = asyncio.get_running_loop().time() - call.sent_at
             self.round_trips.sample(call.address, took)
             self.stats.round_trips.add(took)

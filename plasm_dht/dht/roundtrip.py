@@ -20,11 +20,13 @@ class RoundTrips:
 
     def __init__(self) -> None:
         self._estimates: OrderedDict[Address, tuple[float, float]] = OrderedDict()
+        self._backed_off: OrderedDict[Address, float] = OrderedDict()
         self._recent: OrderedDict[Address, float] = OrderedDict()
         self._median: float | None = None
 
     def sample(self, address: Address, seconds: float) -> None:
         """Note a round trip; never one of a request that was sent twice (Karn's algorithm)."""
+        self._backed_off.pop(address, None)
         known = self._estimates.pop(address, None)
         if known is None:
             smoothed, variation = seconds, seconds / 2
@@ -40,8 +42,24 @@ class RoundTrips:
             self._recent.popitem(last=False)
         self._median = None
 
+    def back_off(self, address: Address) -> None:
+        """Wait twice as long until the next sample (RFC 6298, section 5.5).
+
+        Of a request that was sent twice there is none: whoever has become far would be taken for dead for ever.
+        """
+        self._backed_off[address] = min(2 * self.timeout(address), CAP)
+        if len(self._backed_off) > MAX_ADDRESSES:
+            self._backed_off.popitem(last=False)
+
+    def knows(self, address: Address) -> bool:
+        """Whether a round trip of this address is known."""
+        return address in self._estimates
+
     def timeout(self, address: Address) -> float:
         """How long to wait for an answer before the request is sent again."""
+        backed_off = self._backed_off.get(address)
+        if backed_off is not None:
+            return backed_off
         known = self._estimates.get(address)
         if known is None:
             return STRANGER

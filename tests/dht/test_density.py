@@ -29,6 +29,19 @@ def test_the_nodes_are_counted_to_a_half(nodes: int, key: int) -> None:
     assert node_count([1, 2], [0], 20) is None
 
 
+def test_a_table_that_knows_a_few_of_the_far_makes_the_network_no_smaller() -> None:
+    counts = []
+    for seed in range(300):
+        source = random.Random(seed)
+        everybody = drawn(seed, 200, 200)
+        known = set(everybody[:20])
+        for bit in range(153, 161):
+            there = [each for each in everybody if each.bit_length() == bit]
+            known.update(source.sample(there, min(len(there), 20)))
+        counts.append(counted(sorted(known)[:80], source.getrandbits(160)))
+    assert sum(count < 200 / 2 for count in counts) < 6
+
+
 @pytest.mark.parametrize("rank", [1, 5, 15, 100])
 def test_a_crowd_around_a_key_is_not_counted_whoever_is_near_the_key(rank: int) -> None:
     for seed in range(50):

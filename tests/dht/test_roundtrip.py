@@ -38,6 +38,20 @@ def test_a_time_out_is_from_150_ms_to_3_s() -> None:
     assert trips.timeout(FAR) == 3.0
 
 
+def test_it_backs_off_up_to_the_cap_until_the_next_sample() -> None:
+    trips = RoundTrips()
+    trips.sample(NEAR, 0.01)
+    for wait in (0.3, 0.6, 1.2, 2.4, 3.0, 3.0):
+        trips.back_off(NEAR)
+        assert trips.timeout(NEAR) == pytest.approx(wait)
+    trips.sample(NEAR, 0.01)
+    assert trips.timeout(NEAR) == 0.15
+    trips.back_off(NEW)
+    assert trips.timeout(NEW) == 2.0
+    assert trips.knows(NEAR)
+    assert not trips.knows(NEW)
+
+
 def test_slower_than_expected_is_twice_the_smoothed_round_trip() -> None:
     trips = RoundTrips()
     assert trips.slow_after(NEW) == 0.25  # nothing is known
@@ -68,5 +82,8 @@ def test_memory_is_bounded_and_the_longest_unused_goes_first() -> None:
     trips.sample(("192.0.2.7", 0), 0.2)
     trips.sample(NEW, 0.2)
     assert len(trips._estimates) == MAX_ADDRESSES
+    for port in range(MAX_ADDRESSES + 1):
+        trips.back_off(("192.0.2.5", port))
+    assert len(trips._backed_off) == MAX_ADDRESSES
     assert trips.timeout(("192.0.2.7", 1)) == 1.0
     assert trips.timeout(("192.0.2.7", 0)) < 1.0

@@ -10,7 +10,9 @@ import pytest
 from kademlia.node import Node
 
 from plasm_dht.clock import Clock
+from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact, PlasmRoutingTable
+from plasm_dht.dht.wire import Outcome
 from tests.dht.support import ManualClock
 from tests.virtual import lookups
 from tests.virtual.lookups import PUBLISHERS, Tap
@@ -115,6 +117,10 @@ async def test_whoever_joined_knows_k_in_the_far_half(tap: Tap) -> None:
     assert min(known) >= 18
 
 
+async def ping(protocol: PlasmProtocol, contact: Contact) -> Outcome:
+    return await protocol.call_ping(contact)
+
+
 def table(clock: Clock) -> PlasmRoutingTable:
     return PlasmRoutingTable(None, 20, Node(bytes(19) + b"\x01"), clock)
 
@@ -163,3 +169,23 @@ async def test_of_1000_nodes_a_share_may_die(tap: Tap, share: float, bound: floa
     if not share:
         _, exact = await lookups.node_lookups(tap, living, 400)
         assert exact == 1
+
+
+@pytest.mark.parametrize("latency", [0.1, 0.4])
+async def test_a_contact_that_has_become_far_is_waited_for_longer(tap: Tap, latency: float) -> None:
+    tap.conditions = Conditions(latency=0.01, sigma=0)
+    nodes = Nodes(tap)
+    node, other = await nodes.grow(2)
+    protocol, contact = node.server.protocol, other.server.node
+    known = protocol.router.find(contact.id)
+    for _ in range(10):
+        assert (await node.host.run(ping(protocol, known)))[0]
+    tap.conditions = Conditions(latency=latency, sigma=0)
+    for _ in range(4):  # two are missed, and only then is it waited for longer: most who do not answer are dead
+        await node.host.run(ping(protocol, known))
+    await asyncio.sleep(2)
+    tap.start()
+    for _ in range(10):
+        assert (await node.host.run(ping(protocol, known)))[0]
+    assert tap.causes["ping resent"] == 0
+    assert not known.is_stale
