@@ -271,6 +271,26 @@ async def test_liars_may_crowd_around_both_keys_of_a_name(network: Network) -> N
     assert found == [b"before"] * 20 + [b"after"] * 20
 
 
+@pytest.mark.parametrize("count", [15, 60])
+async def test_a_crowd_beside_the_only_contact_of_a_caller_is_not_counted(network: Network, count: int) -> None:
+    nodes = await grown(network, 135)
+    book = Book(nodes.nodes)
+    for key in (BOUND, SHARED):
+        await crowd(network, book, key, count, "each_other")
+    await asyncio.sleep(60)
+    for key in (BOUND, SHARED):
+        near = sorted(nodes.nodes, key=lambda node: node.server.node.long_id ^ int.from_bytes(key))
+        for gate in (*near[:3], near[10]):
+            caller = await nodes.start([gate], node_id=bytes(20))
+            asking = caller.server._reader._ask_count(
+                {int.from_bytes(each) for each in (BOUND, SHARED)}, network.now + 10
+            )
+            counted = await caller.host.run(asking)
+            assert counted is not None
+            assert 135 / 5 < counted < 135 * 2.5
+            nodes.nodes.remove(caller)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", CROWDS)
 async def test_50_of_500_nodes_may_crowd_around_a_key(network: Network, kind: str) -> None:
