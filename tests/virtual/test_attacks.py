@@ -271,6 +271,23 @@ async def test_liars_may_crowd_around_both_keys_of_a_name(network: Network) -> N
     assert found == [b"before"] * 20 + [b"after"] * 20
 
 
+async def test_a_crowd_that_was_there_first_hides_no_record(network: Network) -> None:
+    found = await crowded(network, 135, [BOUND, SHARED], 25, "each_other", early=True)
+    assert found == [b"before"] * 20 + [b"after"] * 20
+
+
+async def test_where_a_crowd_was_first_the_publisher_tells_honest_nodes_too(network: Network) -> None:
+    nodes = await grown(network, 135)
+    book = Book(nodes.nodes)
+    for key in (BOUND, SHARED):
+        await crowd(network, book, key, 25, "each_other")
+    await asyncio.sleep(60)
+    publisher, *_ = publishers(nodes)
+    await publisher.publish(NAME, b"x")
+    holders = [node for node in nodes.nodes if node is not publisher and node.seqs(NAME, identity(1))]
+    assert len(holders) >= 40, "twenty at each of the places beyond"
+
+
 @pytest.mark.parametrize("count", [15, 60])
 async def test_a_crowd_beside_the_only_contact_of_a_caller_is_not_counted(network: Network, count: int) -> None:
     nodes = await grown(network, 135)
