@@ -30,8 +30,11 @@ def node_count(distances: Sequence[int], keys: Iterable[int], k: int) -> float |
 
     `distances`: of these and more, nearest first. `keys`: the distances of keys. No crowd around one is counted.
     """
-    counts = [_count_without(key, distances, k) for key in keys]
-    return min((count for count in counts if count is not None), default=None)
+    least: float | None = math.inf
+    for key in keys:
+        count = _count_without(key, distances, k)
+        least = None if least is None or count is None else min(least, count)
+    return least
 
 
 def _count_without(key: int, distances: Sequence[int], k: int) -> float | None:

@@ -7,7 +7,7 @@ that are not there, or are somebody else, is believed no further.
 
 import asyncio
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from kademlia.node import Node
@@ -117,12 +117,12 @@ class NodeLookup:
         self.protocol.stats.lookups[FOUND if closest else NO_ANSWER].add(loop.time() - started)
         return closest
 
-    async def run_beyond(self, nodes: float | None) -> "list[Contact]":
+    async def run_beyond(self, count: Callable[[], float | None]) -> "list[Contact]":
         """As `run`, and where attackers crowd around the id, besides those who would be the closest if they did not.
 
-        `nodes`: how many the network has, if that is known.
+        `count` says how many nodes there are, if that is known: afterwards, since who has just joined meets them here.
         """
-        found = await self.run()
+        found, nodes = await self.run(), count()
         crowd = None if nodes is None else self.crowd(nodes)
         if nodes is None or crowd is None:
             return found

@@ -203,7 +203,7 @@ class Publisher:
         shared, bound = shared_key(intent.name), bound_key(self._identity.public_key, intent.name)
         nodes = NodeLookup(self._protocol, shared, k=self._k, alpha=self._alpha)
         own = RecordLookup(self._protocol, bound, k=self._k, alpha=self._alpha)
-        count = self._protocol.node_count(shared, bound)
+        count = functools.partial(self._protocol.node_count, shared, bound)
         near_shared, near_bound = await asyncio.gather(nodes.run_beyond(count), own.run_beyond(count))
         record = own.newest(self._identity.public_key, intent.signed)
         if record is not None:

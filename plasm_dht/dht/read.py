@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from plasm_dht.clock import Clock, reader_time
 from plasm_dht.dht import density, ids
@@ -14,10 +14,13 @@ from plasm_dht.dht.stats import FOUND, NO_ANSWER, NOT_FOUND
 from plasm_dht.identity import parse_publisher_id
 from plasm_dht.record import Record, bound_key, check_name, freshest_first, shared_key
 
-# Contacts, at most, that a caller has who knows those only that it was told of: they say how large the network is.
+# Contacts that say who is near them, at most: who knows more has met them in a reading, a crowd perhaps.
 COUNTED = 3
-# It is asked again after this long (s).
-COUNT_AGAIN = 3600.0
+# Neighbours of a contact may be a crowd around a key when this share of them is nearer to it than the contact. One that
+# is the nearest itself may be amid 50, of whom the 20 nearest are two bits nearer to it than the key.
+MOST, NEAR = 0.75, 2
+# Ids of which the one farthest from the keys is looked up: with this many it is far from all keys of four publishers.
+PLACES = 16
 
 
 class Reader:
@@ -41,8 +44,6 @@ class Reader:
         self._alpha = alpha
         self._repair = repair
         self._ahead = 0
-        self._nodes: float | None = None  # as a caller that does not stay has counted them
-        self._count_again = 0.0
 
     def now(self) -> int:
         """Unix ms as the last reading made believe: the network's time where our own clock is wrong."""
@@ -131,40 +132,53 @@ class Reader:
             for lookup, pair in zip(lookups, pairs, strict=True):
                 lookup.count(self._protocol.node_count(*pair))
             return
-        if lookups and (self._nodes is None or self._clock.monotonic() >= self._count_again):
-            keys = {int.from_bytes(key) for pair in pairs for key in pair}
-            self._nodes = await self._ask_count(keys, deadline)
-            self._count_again = self._clock.monotonic() + COUNT_AGAIN
+        keys = {int.from_bytes(key) for pair in pairs for key in pair}
+        nodes = await self._ask_count(keys, deadline) if keys else None
         for lookup in lookups:
-            lookup.count(self._nodes)
+            lookup.count(nodes)
 
-    async def _ask_count(self, keys: Iterable[int], deadline: float) -> float | None:
+    async def _ask_count(self, keys: Collection[int], deadline: float) -> float | None:
         """How many nodes there are, for a caller that does not stay and has no neighbours: contacts say who theirs are.
 
-        If none of these is far from the keys, or we have met others, who may be a crowd, a random place is looked up.
+        Where a crowd may be most of these, or we have met others who may be one, a place far off is looked up.
         """
         contacts = self._protocol.router.live()
         near = await self._neighbours(contacts, deadline) if len(contacts) <= COUNTED else {}
-        places = [
-            distances
-            for own, distances in near.items()
-            if distances and distances[-1].bit_length() < min(own ^ key for key in keys).bit_length()
+        apart = {
+            own: nodes
+            for own, nodes in near.items()
+            if len(nodes) < self._k or not any(_is_amid(key, own, nodes) for key in keys)
+        }
+        if contacts and not apart:
+            place = max(
+                (random.getrandbits(ids.ID_BYTES * 8) for _ in range(PLACES)),
+                key=lambda each: min(each ^ key for key in keys),
+            )
+            lookup = NodeLookup(self._protocol, place.to_bytes(ids.ID_BYTES), k=COUNTED, alpha=self._alpha)
+            apart = await self._neighbours(await lookup.run(deadline - asyncio.get_running_loop().time()), deadline)
+        counts = [
+            density.node_count(sorted(each ^ own for each in nodes), [own ^ key for key in keys], self._k)
+            for own, nodes in apart.items()
         ]
-        if not places and (not near or any(len(distances) >= self._k // 2 for distances in near.values())):
-            anywhere = NodeLookup(self._protocol, random.randbytes(ids.ID_BYTES), k=self._k, alpha=self._alpha)
-            await anywhere.run(deadline - asyncio.get_running_loop().time())
-            places = [[each.distance for each in anywhere.answered()]]
-        counts = (density.node_count(distances, [0], self._k) for distances in places)
         known = sorted(count for count in counts if count is not None)
         return known[len(known) // 2] if known else None
 
     async def _neighbours(self, contacts: Iterable[Contact], deadline: float) -> dict[int, list[int]]:
-        """How near to each of the contacts that answer in time its neighbours are, nearest first."""
+        """The neighbours, by their ids, of each of the contacts that answer in time."""
         asked = {self._protocol.call_find_node(each, each): each.long_id for each in contacts}
         if asked:
             await asyncio.wait(asked, timeout=max(deadline - asyncio.get_running_loop().time(), 0))
         return {
-            own: sorted(int.from_bytes(node.id) ^ own for node in found.nodes)
+            own: [int.from_bytes(node.id) for node in found.nodes]
             for each, own in asked.items()
             if each.done() and (found := each.result()[1]) is not None
         }
+
+
+def _is_amid(key: int, own: int, nodes: Collection[int]) -> bool:
+    """Whether most of a node's neighbours are nearer to a key than itself, and it is about as near to it as to them.
+
+    So they are where they are a crowd around the key.
+    """
+    is_near = any((each ^ own).bit_length() + NEAR >= (key ^ own).bit_length() for each in nodes)
+    return is_near and sum(each ^ key < own ^ key for each in nodes) >= MOST * len(nodes)

@@ -53,6 +53,20 @@ def test_a_crowd_around_a_key_is_not_counted_whoever_is_near_the_key(rank: int) 
         assert 450 / 2.5 < counted(around, own) < 450 * 2.5
 
 
+def test_of_two_keys_the_crowd_of_neither_is_counted() -> None:
+    for seed in range(50):
+        source = random.Random(seed)
+        honest = sorted(source.getrandbits(160) for _ in range(450))
+        own, other = honest[5], source.getrandbits(160)
+        crowd = [source.randrange(honest[0]) for _ in range(50)]
+        around = sorted(each ^ own for each in [*honest, *crowd] if each != own)[:80]
+        for keys in ([own, own ^ other], [own ^ other, own]):
+            count = node_count(around, keys, 20)
+            assert count is not None
+            assert 450 / 2.5 < count < 450 * 2.5
+    assert node_count([9, 10, 11, 12, 20], [8, 1 << 100], 20) is None, "all but one may be a crowd"
+
+
 @pytest.mark.parametrize("nodes", [20, 100, 500, 5000])
 def test_honest_neighbours_are_no_crowd(nodes: int) -> None:
     crowds = [crowd_radius(drawn(seed, nodes, 20), nodes) for seed in range(300)]

@@ -376,7 +376,11 @@ class World(Stage):
             with suppress(PlasmError):
                 await self.node.withdraw(name)
         await asyncio.sleep(150)
-        tasks = asyncio.all_tasks()  # a record that is replicated at this moment has a few
+        for _ in range(20):  # a record that is replicated at this moment has a few, tombstones that are owed up to 16
+            tasks = asyncio.all_tasks()
+            if len(tasks) <= self.base + 10:
+                break
+            await asyncio.sleep(3)
         require(len(tasks) <= self.base + 10, f"tasks are left in the node: {tasks}")
 
     def end(self) -> None:

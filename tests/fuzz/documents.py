@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import tempfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def record_bytes(data: bytes) -> None:
         require(error.reason in ("too_large", "malformed"), f"decode refuses with {error.reason}")
         require(str(error).isprintable() or not error.args, f"more than one line: {error}")
         decoded = None
+    else:
+        _check_fields(decoded)
     keys = [bytes(20)] if decoded is None else [*keys_of(decoded), bytes(20)]
     for key in keys:
         verdict = storage.store(key, envelope)
@@ -95,6 +98,17 @@ def record_bytes(data: bytes) -> None:
     require(decoded is None or decoded.envelope is envelope, "other bytes than those received")
     require(storage.records <= RECORDS and storage.bytes <= BYTES, f"{storage.records} records, {storage.bytes} bytes")
     require(len(storage._expiry) == storage.records, "the order of expiry is not that of the records")
+
+
+def _check_fields(decoded: Record) -> None:
+    """Whatever was decoded is what the contract allows, whoever signed it."""
+    name, numbers = decoded.name, (decoded.seq, decoded.issued_at, decoded.expires_at)
+    require(0 < len(name.encode()) <= 255, f"a name of {len(name.encode())} bytes")
+    require(not any(unicodedata.category(each) == "Cc" for each in name), f"a control character in {name!r}")
+    require(len(decoded.public_key) == 32, f"a publisher of {len(decoded.public_key)} bytes")
+    require(all(type(each) is int and 0 <= each < 2**64 for each in numbers), f"numbers like {numbers}")
+    require(type(decoded.value) in (int, float, bool, str, bytes), f"a value like {decoded.value!r}")
+    require(not decoded.withdrawn or decoded.value == b"", "a tombstone with a value")
 
 
 # -- pointers and manifests ------------------------------------------------------------------------------------------

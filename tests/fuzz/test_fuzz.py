@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from plasm_dht import config, values
+from plasm_dht import config, record, values
 from plasm_dht.dht import ids, limits, mmsg, protocol, statefile, storage, udp, wire
 from plasm_dht.dht.ids import NodeTuple
 from plasm_dht.dht.intent import Holder
@@ -336,6 +336,8 @@ PLANTED: list[tuple[str, Any, str, Any]] = [
     ("datagram", storage, "verify", lambda record: 1 / 0),
     ("record", storage, "verify", lambda record: True),
     ("record", storage.RecordStorage, "_make_room", lambda *_: True),
+    ("record", record, "check_name", lambda name: name),
+    ("record", record, "_VALUE_TYPES", {int, float, bool, str, bytes, type(None)}),
     ("pointer", manifest.Pointer, "_check", lambda self: None),
     ("manifest", manifest, "check_filename", lambda name: name),
     ("settings", values, "_shown", repr),

@@ -345,3 +345,18 @@ async def test_a_wall_clock_that_is_stepped_back_lengthens_no_life(network: Netw
         assert set(await seen_by(others)) == {None}, "it ends by the monotonic clock, where nobody else shows the time"
         assert held_by(holders[0]) is None
         await asyncio.sleep(600)
+
+
+async def test_a_publisher_that_has_just_joined_takes_no_honest_network_for_a_crowd(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(60)
+    await asyncio.sleep(30)
+    network.observe()
+    for number in range(1, 5):
+        publisher = await nodes.start(identity=identity(number))
+        await publisher.publish(NAME, b"x")  # pushed as soon as there is a neighbour
+        await publisher.host.run(publisher.server.bootstrap([nodes.nodes[number].address]))
+        await asyncio.sleep(10)
+        told = {each[2] for each in network.record if each[1] == publisher.address and each[3] == "store"}
+        assert len(told) <= 40, "k around each of two keys"
+        publisher.kill()

@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+from plasm_dht.dht.find import RecordLookup
 from plasm_dht.dht.ids import TRANSIENT_ID
 from plasm_dht.dht.routing import Contact
 from plasm_dht.record import Record, shared_key, sign
@@ -191,3 +192,47 @@ async def test_a_caller_ends_at_its_deadline_when_its_only_contact_has_died(netw
     started = network.now
     assert await caller.get(NAME, timeout=0.7) is None
     assert 0.69 < network.now - started < 0.71
+
+
+async def test_a_caller_that_does_not_stay_asks_few_how_many_nodes_there_are(network: Network) -> None:
+    nodes = Nodes(network)
+
+    async def asked(gates: list[Node]) -> list[object]:
+        caller = await nodes.start(gates, node_id=TRANSIENT_ID)
+        await asyncio.sleep(1)  # it goes on as soon as one has answered
+        nodes.nodes.remove(caller)
+        network.observe()
+        joined = len(network.record)
+        await caller.get(NAME)
+        sent = (each for each in network.record[joined:] if each[1] == caller.address and each[3] == "find_node")
+        return sorted(target for _, _, target, _, _ in sent)
+
+    await nodes.grow(12)
+    *near, far = nearest(nodes)
+    assert await asked([far]) == [far.address], "though most are nearer to the key, in a small network"
+    several = [*near[:2], far]
+    assert await asked(several) == sorted(node.address for node in several)
+    assert len(await asked([*near[:3], far])) > 4, "who knows more may have met a crowd"
+    await nodes.grow(28)
+    await asyncio.sleep(10)
+    some = nearest(nodes)[7]
+    assert await asked([some]) == [some.address]
+
+
+async def test_who_is_asked_beyond_a_crowd_is_asked_for_all_that_it_holds_until_the_deadline(network: Network) -> None:
+    nodes = Nodes(network)
+    reader, holder, dead = await nodes.grow(3)
+    dead.kill()
+    network.link(reader.host, holder.host, Conditions(latency=0.01))
+    network.link(holder.host, reader.host, Conditions(latency=0.01))
+    now = reader.host.clock.wall()
+    for number in range(1, 25):  # more than fit one reply
+        record = sign(identity(number), NAME, b"v", seq=1, issued_at=now, expires_at=now + 3_600_000)
+        holder.server.storage[shared_key(NAME)] = record.envelope
+    search = RecordLookup(reader.server.protocol, shared_key(NAME), k=20, alpha=3)
+    contacts = [Contact(node.server.node.id, *node.address) for node in (holder, dead, reader)]
+    started = network.now
+    await reader.host.run(search.ask_also(contacts, 0.4))
+    assert len(search.winners) == 24
+    assert [each.contact for each in search.answered()] == contacts[:1]
+    assert 0.39 < network.now - started < 0.41
