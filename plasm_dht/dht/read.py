@@ -14,7 +14,7 @@ from plasm_dht.dht.stats import FOUND, NO_ANSWER, NOT_FOUND
 from plasm_dht.identity import parse_publisher_id
 from plasm_dht.record import Record, bound_key, check_name, freshest_first, shared_key
 
-# Contacts that say who is near them, at most: who knows more has met them in a reading, a crowd perhaps.
+# Contacts that say who is near them, so that one liar does not decide how large the network is.
 COUNTED = 3
 # Neighbours of a contact may be a crowd around a key when this share of them is nearer to it than the contact. One that
 # is the nearest itself may be amid 50, of whom the 20 nearest are two bits nearer to it than the key.
@@ -44,6 +44,7 @@ class Reader:
         self._alpha = alpha
         self._repair = repair
         self._ahead = 0
+        self._told: list[Contact] = []  # whom a caller that does not stay knew before its first reading
 
     def now(self) -> int:
         """Unix ms as the last reading made believe: the network's time where our own clock is wrong."""
@@ -140,16 +141,16 @@ class Reader:
     async def _ask_count(self, keys: Collection[int], deadline: float) -> float | None:
         """How many nodes there are, for a caller that does not stay and has no neighbours: contacts say who theirs are.
 
-        Where a crowd may be most of these, or we have met others who may be one, a place far off is looked up.
+        Where a crowd may be most of these a place far off is looked up. Who was met in a reading may be of a crowd.
         """
-        contacts = self._protocol.router.live()
-        near = await self._neighbours(contacts, deadline) if len(contacts) <= COUNTED else {}
+        self._told = self._told or self._protocol.router.live()
+        near = await self._neighbours([each for each in self._told if not each.is_stale][:COUNTED], deadline)
         apart = {
             own: nodes
             for own, nodes in near.items()
             if len(nodes) < self._k or not any(_is_amid(key, own, nodes) for key in keys)
         }
-        if contacts and not apart:
+        if not apart and self._protocol.router.live_count:
             place = max(
                 (random.getrandbits(ids.ID_BYTES * 8) for _ in range(PLACES)),
                 key=lambda each: min(each ^ key for key in keys),
