@@ -76,6 +76,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._silent = Seen(SILENT_FOR)
         self._said = Said(VERIFIED_FOR)
         self._deferred: set[bytes] = set()
+        self._near: tuple[int, list[int]] = (-1, [])  # how near our neighbours are, in this version of the table
         self._answers = Answers(self.router, storage, clock, ksize)
         self._socket: UdpSocket | None = None
         self._is_asyncios = False
@@ -295,8 +296,10 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
     def node_count(self, *keys: bytes) -> float | None:
         """How many nodes there are, by how near our neighbours are, whoever crowds around a key; `None` without any."""
         own = self.source_node.long_id
-        near = [own ^ each.long_id for each in self.router.closest(own, AROUND * self.ksize)]
-        return density.node_count(near, [own ^ int.from_bytes(key) for key in keys], self.ksize)
+        if self._near[0] != self.router.version:
+            near = self.router.closest(own, AROUND * self.ksize)
+            self._near = self.router.version, [own ^ each.long_id for each in near]
+        return density.node_count(self._near[1], [own ^ int.from_bytes(key) for key in keys], self.ksize)
 
     def is_known(self, contact: Contact) -> bool:
         """Whether the node at this address has said this id lately."""

@@ -2,12 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from typing import Any
 
 from plasm_dht.clock import Clock, reader_time
 from plasm_dht.dht import density, ids
 from plasm_dht.dht.find import RecordLookup, live
-from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, NodeLookup, beyond
+from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, Hole, NodeLookup, beyond
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.stats import FOUND, NO_ANSWER, NOT_FOUND
@@ -82,9 +83,15 @@ class Reader:
             ]
             for lookup in lookups:
                 lookup.silent = silent
-            counting = self._count_nodes(lookups, pairs, deadline)
-            await asyncio.gather(counting, *(lookup.run(deadline - loop.time()) for lookup in lookups))
-            await asyncio.gather(*(self._look_beyond(lookup, deadline) for lookup in lookups))
+            running = [lookup.run(deadline - loop.time()) for lookup in lookups]
+            if self._protocol.source_node.id == ids.TRANSIENT_ID:
+                await asyncio.gather(self._count_nodes(lookups, pairs, deadline), *running)
+            else:
+                for lookup, pair in zip(lookups, pairs, strict=True):
+                    lookup.count(self._protocol.node_count(*pair))
+                await _together(running)
+            crowds = ((lookup, lookup.nodes and lookup.crowd(lookup.nodes)) for lookup in lookups)
+            await _together([self._look_beyond(lookup, crowd, deadline) for lookup, crowd in crowds if crowd])
             return lookups
 
         shared = shared_key(name)
@@ -114,12 +121,11 @@ class Reader:
         records = [record for record in newest.values() if record.envelope not in ended]
         return freshest_first(live(records, now, publishers))
 
-    async def _look_beyond(self, lookup: RecordLookup, deadline: float) -> None:
+    async def _look_beyond(self, lookup: RecordLookup, crowd: Hole, deadline: float) -> None:
         """Where attackers crowd around its key, ask those who would hold it if they did not."""
         loop = asyncio.get_running_loop()
-        crowd = None if lookup.nodes is None else lookup.crowd(lookup.nodes)
         left = deadline - loop.time()
-        if lookup.nodes is not None and crowd is not None and left > 0:
+        if lookup.nodes is not None and left > 0:
             rooms = {"k": self._k, "alpha": self._alpha}
             found = await beyond(self._protocol, crowd, lookup.nodes, **rooms, timeout=left, margin=1)
             lookup.samples.clear()  # whoever crowds around a key would be most of those who say what time it is
@@ -129,10 +135,6 @@ class Reader:
         self, lookups: Sequence[RecordLookup], pairs: Sequence[tuple[bytes, bytes]], deadline: float
     ) -> None:
         """Tell each lookup how many nodes there are; `pairs`: its key, and another of the name that may be crowded."""
-        if self._protocol.source_node.id != ids.TRANSIENT_ID:
-            for lookup, pair in zip(lookups, pairs, strict=True):
-                lookup.count(self._protocol.node_count(*pair))
-            return
         keys = {int.from_bytes(key) for pair in pairs for key in pair}
         nodes = await self._ask_count(keys, deadline) if keys else None
         for lookup in lookups:
@@ -174,6 +176,14 @@ class Reader:
             for each, own in asked.items()
             if each.done() and (found := each.result()[1]) is not None
         }
+
+
+async def _together(running: Sequence[Coroutine[Any, Any, Any]]) -> None:
+    """Run all at once; one alone, as in most readings, without a task of its own, which takes a turn of the loop."""
+    if len(running) == 1:
+        await running[0]
+    elif running:
+        await asyncio.gather(*running)
 
 
 def _is_amid(key: int, own: int, nodes: Collection[int]) -> bool:

@@ -86,6 +86,9 @@ class Around(NamedTuple):
     encoded: dict[int, bytes]
 
 
+ONCE = Around(0, {})  # of a cell that was asked for once: to look around takes as long as three answers
+
+
 class Contact(Node):  # type: ignore[misc]  # the base library has no types
     """A node that can be asked: its id (20 bytes), its address (ip, port), and how it answered us.
 
@@ -266,8 +269,6 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def expire_stale(self) -> None:
         """Forget who has been stale for a day."""
-        if not self._stale_ids:
-            return
         limit = self.clock.monotonic() - STALE_KEPT
         for contact in [each for each in self._by_id.values() if each.is_stale and each.missed_since < limit]:
             self._drop(contact, promote=True)
@@ -280,7 +281,11 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     def closest_encoded(self, key: int, k: int) -> list[bytes]:
         """How the wire names the k live contacts closest to the key, nearest first."""
         cell = key >> CELL_SHIFT
-        around = self._around.get(cell) or self._look_around(cell)
+        around = self._around.get(cell)
+        if around is None:
+            around = self._around[cell] = ONCE
+        elif around is ONCE:
+            around = self._look_around(cell)
         if around.encoded and k <= self.ksize + 1:
             nearest = sorted(around.encoded, key=(key >> around.shift & WINDOW).__xor__)[:k]
             return list(map(around.encoded.__getitem__, nearest))

@@ -78,7 +78,8 @@ def test_the_closest_are_exactly_those_of_brute_force(members: list[int], key: i
     for wanted in (False, True):
         among = [each.long_id for each in router if each.is_stale is wanted]
         assert ids(router.closest(key, k, stale=wanted)) == sorted(among, key=lambda each: each ^ key)[:k]
-    assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
+    for _ in range(3):  # the second time it looks around
+        assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
 
 
 @pytest.mark.parametrize("k", [1, 8, 20])
@@ -97,7 +98,8 @@ def test_the_closest_are_exact_among_thousands(k: int) -> None:
             key = drawn.choice(list(router)).long_id ^ drawn.getrandbits(drawn.randrange(1, 160))
         live = sorted((each.long_id for each in router.live()), key=key.__xor__)
         assert ids(router.closest(key, k)) == live[:k]
-        assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
+        for _ in range(3):
+            assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
 
 
 def test_contacts_that_differ_in_their_last_bits_alone_are_told_apart() -> None:
@@ -105,7 +107,7 @@ def test_contacts_that_differ_in_their_last_bits_alone_are_told_apart() -> None:
     router = filled([*far, *((5 << 152) + number for number in range(20))])
     for low in (0, 3, 19, 2**60):
         key = (5 << 152) + low
-        for k in (5, 21):
+        for k in (5, 21, 21):
             assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
     assert router.find(node_id(far[0])).encoded == encode_node(node_id(far[0]), *router.find(node_id(far[0])).address)
 
