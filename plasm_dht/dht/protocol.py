@@ -378,7 +378,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         self._verified.add(call.address, now)
         self._silent.discard(call.address)
         if call.sent_twice and not call.is_store:
-            self.round_trips.back_off(call.address)
+            self.round_trips.back_off(call.address, late=True)
         elif not call.is_store:
             took = asyncio.get_running_loop().time() - call.sent_at
             self.round_trips.sample(call.address, took)

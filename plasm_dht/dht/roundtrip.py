@@ -42,12 +42,15 @@ class RoundTrips:
             self._recent.popitem(last=False)
         self._median = None
 
-    def back_off(self, address: Address) -> None:
+    def back_off(self, address: Address, *, late: bool = False) -> None:
         """Wait twice as long until the next sample (RFC 6298, section 5.5).
 
-        Of a request that was sent twice there is none: whoever has become far would be taken for dead for ever.
+        Of a request that was sent twice there is none: whoever has become far would be taken for dead for ever. That
+        an answer was only `late` once is chance: to wait longer then is to wait longer for those who die, too.
         """
-        self._backed_off[address] = min(2 * self.timeout(address), CAP)
+        wait = self.timeout(address)
+        is_chance = late and address not in self._backed_off
+        self._backed_off[address] = wait if is_chance else min(2 * wait, CAP)
         if len(self._backed_off) > MAX_ADDRESSES:
             self._backed_off.popitem(last=False)
 

@@ -46,6 +46,9 @@ def test_it_backs_off_up_to_the_cap_until_the_next_sample() -> None:
         assert trips.timeout(NEAR) == pytest.approx(wait)
     trips.sample(NEAR, 0.01)
     assert trips.timeout(NEAR) == 0.15
+    for wait in (0.15, 0.3, 0.6):  # late once is chance
+        trips.back_off(NEAR, late=True)
+        assert trips.timeout(NEAR) == pytest.approx(wait)
     trips.back_off(NEW)
     assert trips.timeout(NEW) == 2.0
     assert trips.knows(NEAR)
