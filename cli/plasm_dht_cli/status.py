@@ -93,9 +93,8 @@ def _check_url(url: str, source: str) -> str:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if (
-        "@" in url.partition("://")[2].partition("/")[0]
-    ):  # not quoted: a password in it would get into whatever log this goes to
+    authority = url.partition("://")[2].partition("/")[0]
+    if "@" in authority:  # not quoted: a password in it would get into whatever log this goes to
         raise ConfigError(f"{source}: it has a user, but status logs in nowhere: name a host and a port alone")
     if not usable or not url.isascii() or not url.isprintable() or " " in url or parts.query or parts.fragment:
         raise ConfigError(f"{source}: {url!r}: must be http:// or https://, a host and a port, as in {DEFAULT_URL}")
