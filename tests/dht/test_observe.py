@@ -210,7 +210,7 @@ async def test_it_ends_when_the_node_stops_in_the_moment_in_which_it_begins(netw
 
 
 async def test_a_node_that_does_not_listen_cannot_watch() -> None:
-    with pytest.raises(ListenError, match=r"listen\(port\) first"):
+    with pytest.raises(ListenError, match=r"call listen\(port\)"):
         PlasmServer().watch(NAME)
 
 
