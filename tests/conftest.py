@@ -46,7 +46,8 @@ class Guard:
 
 
 guard = Guard(all_off=True)  # of the test that runs now
-# the originals, while the guards are in place
+# The originals, while the guards are in place. The checker knows neither what is private to asyncio nor that a test may
+# replace it.
 _run_handle: Any = asyncio.Handle._run
 _handle_exception: Any = asyncio.BaseEventLoop.call_exception_handler
 _cancel_all_tasks: Any = asyncio.runners._cancel_all_tasks  # type: ignore[attr-defined]
@@ -94,7 +95,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "unguarded(*kinds): turn guards off: blocked, lost, tasks, threads; none: all")
     drawn = config.getoption("--virtual-seed")
     seed = random.SystemRandom().randrange(2**32) if drawn == "random" else int(drawn)
-    config.virtual_seed = seed  # type: ignore[attr-defined]
+    config.virtual_seed = seed  # type: ignore[attr-defined]  # pytest's way to hand something to fixtures
     asyncio.Handle._run = _guarded_run  # type: ignore[method-assign,assignment]
     asyncio.BaseEventLoop.call_exception_handler = _guarded_handle_exception  # type: ignore[assignment,method-assign]
     asyncio.runners._cancel_all_tasks = _guarded_cancel_all_tasks  # type: ignore[attr-defined]

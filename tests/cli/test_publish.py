@@ -203,8 +203,9 @@ async def test_it_runs_beside_a_node_of_the_same_state_directory_at_a_port_of_it
     (tmp_path / "bootstrap.toml").write_text(f'[provider.dht]\nbootstrap = ["{node.address}"]\n')
     options = ("--config", "bootstrap.toml", "--state-dir", tmp_path / "node")
     process = await asyncio.to_thread(publish, NAME, "here", *options)
-    assert LINE.fullmatch(process.line), process.process.communicate()
-    assert node.line.endswith(f" publisher={LINE.fullmatch(process.line)[4]}\n")  # type: ignore[index]
+    said = LINE.fullmatch(process.line)
+    assert said, process.process.communicate()
+    assert node.line.endswith(f" publisher={said[4]}\n")
 
 
 def test_a_port_that_the_file_names_is_used(plasm: Run, node: Process, tmp_path: Path) -> None:

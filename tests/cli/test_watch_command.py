@@ -216,7 +216,7 @@ async def test_when_whoever_reads_stdout_has_gone_it_ends(watch: Watch, node: Pr
     async with publisher(node) as server:
         await server.publish(record_name(TARGET), pointer("1"))
         await watcher.event()
-        transport = watcher.process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
+        transport = watcher.process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]  # asyncio lets go of a pipe no other way
         transport.close()
         await server.publish(record_name(TARGET), pointer("2"))
         async with asyncio.timeout(PATIENCE):

@@ -111,7 +111,7 @@ async def test_what_is_stored_here_is_told_at_once_without_asking(network: Local
     publisher, _, node = network.nodes
     async with aclosing(node.watch(NAME)) as events:
         following_soon = asyncio.ensure_future(following(events))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # nothing tells that the first look-up has found nothing
         assert looks == [NAME]
         await publisher.publish(NAME, "one")
         assert await asyncio.wait_for(following_soon, 0.3) == ("published", "one")
@@ -128,7 +128,7 @@ async def test_all_watchers_of_a_name_share_one_task_and_its_looks(network: Loca
     assert (looks, len(tasks())) == ([NAME], 1)
     other = node.watch("other/name")
     waiting = asyncio.ensure_future(following(other))
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.2)  # as above: its first look-up has found nothing
     assert len([each for each in tasks() if each == "Watch.run"]) == 2
     await publisher.publish("other/name", 1)
     await waiting
@@ -187,7 +187,7 @@ async def test_it_ends_when_the_node_stops(network: LocalNetwork, how: str) -> N
         return "ended"
 
     followers = [asyncio.ensure_future(follow()) for _ in range(2)]
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.2)  # two that wait already, and one that has just begun
     followers.append(asyncio.ensure_future(follow()))
     await asyncio.sleep(0)
     if how == "close":
@@ -263,7 +263,7 @@ async def test_made_up_publishers_do_not_make_it_grow_for_ever(
         watch._take(record(by=identity, name=NAME, issued_at=node.now(), life=0.3))
     told: dict[bytes, observe.Record] = {}
     assert [event.kind for event in watch.news(told)] == ["published"] * 5
-    await asyncio.sleep(0.35)
+    await asyncio.sleep(0.35)  # real records have to end
     for _ in range(2):  # ended, then forgotten
         watch._end_what_is_over()
     assert watch._seen == {}

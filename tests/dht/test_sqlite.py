@@ -257,7 +257,7 @@ async def test_what_is_accepted_is_on_the_disk_within_a_second_without_the_loop_
 
     def slow(self: StateFile, changes: Changes, booted_at: int) -> None:
         threads.append(threading.current_thread())
-        time.sleep(0.2)
+        time.sleep(0.2)  # the slow disk that this is about
         write(self, changes, booted_at)
 
     monkeypatch.setattr(StateFile, "write", slow)
