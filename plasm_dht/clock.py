@@ -80,3 +80,9 @@ def reader_time(samples: Sequence[int], own: int) -> int:
     if own < RELEASED and samples:
         return max(_middle(sorted(samples)), own)
     return network_time(samples, own, LEAST_RESPONDERS) or own
+
+
+def is_in_doubt(samples: Sequence[int], own: int) -> bool:
+    """Whether most responders contradict what a reader takes for the time: hearing more of them may settle it."""
+    now = reader_time(samples, own)
+    return sum(abs(sample - now) > AGREEMENT for sample in samples) > len(samples) // 2

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from plasm_dht.clock import RELEASED, Clock, network_time, reader_time
+from plasm_dht.clock import RELEASED, Clock, is_in_doubt, network_time, reader_time
 from tests.dht.support import START, ManualClock
 
 MINUTE = 60_000
@@ -105,3 +105,31 @@ def test_a_clock_that_was_never_set_gives_way_to_any_responder() -> None:
     assert reader_time([START, START + 9, START + 99], 0) == START + 9
     assert reader_time([], 0) == 0
     assert reader_time([5], 1000) == 1000  # nor had the responder's
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        ([], False),
+        ([0, 0, 0], False),
+        ([0, 0, 120], False),  # one of three has a wrong clock
+        ([0, 120], False),
+        ([120], True),  # one alone is not believed, and nor are two
+        ([120, 120], True),
+        ([120, 120, 120], False),  # three are
+        ([120, 120, -240], True),  # of three that contradict it two agree
+        ([120, 120, -240, 120], False),
+        ([120, 120, 0], True),
+        ([120, 120, 0, 0], False),
+        ([1, -1, 0.5], False),
+    ],
+)
+def test_a_reader_is_in_doubt_while_most_contradict_the_time_that_it_takes(
+    offsets: list[float], expected: bool
+) -> None:
+    assert is_in_doubt([START + round(offset * MINUTE) for offset in offsets], START) == expected
+
+
+@pytest.mark.parametrize(("offsets", "expected"), [([0], False), ([0, 0, 120], False), ([0, 120, 240], True)])
+def test_a_clock_that_was_never_set_is_in_doubt_while_no_majority_agrees(offsets: list[int], expected: bool) -> None:
+    assert is_in_doubt([START + offset * MINUTE for offset in offsets], 0) == expected

@@ -10,7 +10,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
-from plasm_dht.clock import reader_time
+from plasm_dht.clock import is_in_doubt, reader_time
 from plasm_dht.dht import density, wire
 from plasm_dht.dht.candidate import Candidate
 from plasm_dht.dht.lookup import Asker, NodeLookup
@@ -35,8 +35,9 @@ class RecordLookup(NodeLookup):
     """Finds every publisher's newest record of a name under one of its keys.
 
     With a `quorum` it ends as soon as that many holders agree on the freshest live record of a publisher in `trust`
-    (anybody when empty), or when nobody but the silent is left to answer and it has a live record or k answers that
-    there is none; without one it asks all of the k closest for all that they hold.
+    (anybody when empty) and no more than half of all contradict the time, or when nobody but the silent is left to
+    answer and it has a live record or k answers that there is none; without one it asks all of the k closest for all
+    that they hold.
     """
 
     def __init__(
@@ -130,7 +131,13 @@ class RecordLookup(NodeLookup):
         """Whether a quorum agrees on the freshest live record, or all but the silent have answered and there is one."""
         if self.quorum is None:
             return False
-        if self.winners and self._has_heard_several() and (live := self.live()) and self._is_agreed(live[0]):
+        if (
+            self.winners
+            and self._has_heard_several()
+            and (live := self.live())
+            and self._is_agreed(live[0])
+            and not is_in_doubt(self.samples, self.protocol.clock.now())
+        ):
             return True
         if not all(candidate.answered or candidate.silent for candidate in self._window()):
             return False

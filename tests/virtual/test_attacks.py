@@ -11,6 +11,7 @@ from plasm_dht.clock import RELEASED
 from plasm_dht.dht import wire
 from plasm_dht.dht.candidate import Candidate
 from plasm_dht.dht.find import MAX_IN_REPLY, RecordLookup
+from plasm_dht.dht.ids import TRANSIENT_ID
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
 from plasm_dht.record import Record, bound_key, shared_key, sign
@@ -459,6 +460,30 @@ async def test_a_holder_with_a_wrong_clock_harms_only_itself(network: Network, h
     publisher.kill()
     await asyncio.sleep(3601)
     assert await everywhere(right, lambda node: node.get(NAME)) == [None] * 8
+
+
+@pytest.mark.parametrize("own", [-24, -2, 2, 24], ids="{} h".format)
+async def test_a_reader_with_a_wrong_clock_is_not_left_alone_with_it_by_a_holder_with_another(
+    network: Network, own: int
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(12)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1))
+    await publisher.publish(NAME, b"v1")
+    wrong = nodes.nodes[:2]
+    for node, hours in zip(wrong, (4, -4), strict=True):
+        node.host.clock.step(hours * 3600)
+    for held in (False, True):  # a holder is one of its own quorum, and fewer others answer it
+        for _ in range(12):
+            settings = {} if held else {"node_id": TRANSIENT_ID}
+            reader = await nodes.start([nodes.nodes[2]], **settings)
+            if held:
+                (record,) = await nodes.nodes[3].host.run(nodes.nodes[3].server.get_records(NAME))
+                reader.server.storage[SHARED] = record.envelope
+            reader.host.clock.step(own * 3600)
+            assert await reader.get(NAME) == b"v1"
+            assert abs(reader.server.now() - publisher.host.clock.wall()) < 1000
+            reader.kill()
 
 
 async def test_liars_about_the_time_below_a_majority_change_nothing(network: Network) -> None:
