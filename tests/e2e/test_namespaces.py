@@ -137,7 +137,7 @@ async def test_eight_hosts_find_change_lose_and_forget_a_record(
     # so long a life that no refresh can be what tells the one that is cut off
     provider, killed = await asyncio.gather(
         hosts.serve(serving, artifacts, "--record-ttl", "3600", joins=bootstrap),
-        hosts.serve(short, other, "--record-ttl", "10", joins=bootstrap),
+        hosts.serve(short, other, "--record-ttl", "30", joins=bootstrap),
     )
     done = await hosts.run(
         reader, SCRIPT, "fetch", TARGET, "-o", world.folder / "got", "--bootstrap", f"{nodes[0].address}:{PORT}"
