@@ -56,12 +56,18 @@ class Clock:
         return monotonic + self._skipped
 
 
+def that_count(samples: Sequence[int], own: int) -> list[int]:
+    """Those of the responders' clocks (ms) that say something, in order: none never set, if ours or any was set."""
+    are_set = sorted(sample for sample in samples if sample >= RELEASED)
+    return are_set if are_set or own >= RELEASED else sorted(samples)
+
+
 def network_time(samples: Sequence[int], own: int, least: int = 1) -> int | None:
     """The median of the responders' clocks (ms), when more than half agree with each other and differ from our own.
 
     `None`: our own clock is as good, or they do not agree, or fewer than `least` do.
     """
-    ordered = sorted(samples)
+    ordered = that_count(samples, own)
     most = max(len(ordered) // 2 + 1, least)
     agree = any(ordered[i + most - 1] - ordered[i] <= AGREEMENT for i in range(len(ordered) - most + 1))
     if not ordered or not agree:
@@ -78,11 +84,11 @@ def _middle(ordered: Sequence[int]) -> int:
 def reader_time(samples: Sequence[int], own: int) -> int:
     """What a reader takes for the time (ms): its own clock, unless that was never set or a majority differs."""
     if own < RELEASED and samples:
-        return max(_middle(sorted(samples)), own)
+        return max(_middle(that_count(samples, own)), own)
     return network_time(samples, own, LEAST_RESPONDERS) or own
 
 
 def is_in_doubt(samples: Sequence[int], own: int) -> bool:
     """Whether most responders contradict what a reader takes for the time: hearing more of them may settle it."""
-    now = reader_time(samples, own)
-    return sum(abs(sample - now) > AGREEMENT for sample in samples) > len(samples) // 2
+    now, counting = reader_time(samples, own), that_count(samples, own)
+    return sum(abs(sample - now) > AGREEMENT for sample in counting) > len(counting) // 2

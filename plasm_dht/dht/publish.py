@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable
 
-from plasm_dht.clock import Clock, network_time, reader_time
+from plasm_dht.clock import Clock, network_time, reader_time, that_count
 from plasm_dht.dht import wire
 from plasm_dht.dht.due import DueQueue
 from plasm_dht.dht.find import RecordLookup
@@ -256,8 +256,8 @@ class Publisher:
             intent.note_holder(key, contact, outcome.record)
             return
         outcome.refused[stored.reason or "unspecified"] += 1
-        if stored.reason in ("clock", "expired") and stored.now is not None:
-            outcome.mistimed.append(stored.now)
+        if stored.reason in outcome.mistimed and stored.now is not None:
+            outcome.mistimed[stored.reason].append(stored.now)
         if stored.held is not None:
             outcome.newer.append(stored.held)
 
@@ -316,8 +316,11 @@ class Publisher:
             self._clock.correction = 0
             log.info("the clock of this machine agrees again with those of the holders: records are signed with it")
             return True
-        if found is None and 2 * len(outcome.mistimed) > outcome.answered:
-            found = sorted(outcome.mistimed)[len(outcome.mistimed) // 2]
+        # Who refuses what is too early for it and who what is too late for it do not contradict us together.
+        never_set = len(outcome.samples) - len(that_count(outcome.samples, own))
+        for refused in (that_count(each, own) for each in outcome.mistimed.values()):
+            if found is None and 2 * len(refused) > outcome.answered - never_set:
+                found = refused[len(refused) // 2]
         if found is None:
             return False
         self._clock.correction += found - own

@@ -486,6 +486,41 @@ async def test_a_reader_with_a_wrong_clock_is_not_left_alone_with_it_by_a_holder
             reader.kill()
 
 
+@pytest.mark.parametrize("right", [1, 2])
+async def test_holders_whose_clock_was_never_set_have_no_say_about_the_time(network: Network, right: int) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(2 * right + 1)
+    for node in nodes.nodes[: right + 1]:
+        node.host.clock.set(1000)  # all booted at the same moment, so that they agree
+    others = nodes.nodes[right + 1 :]
+    for hours, found in ((0, 0), (2, -7_200_000)):
+        publisher = await nodes.start([others[0]], identity=identity(1))
+        publisher.host.clock.step(hours * 3600)
+        assert (await publisher.publish(NAME, b"v1")).stored == right
+        assert publisher.server.clock.correction == pytest.approx(found, abs=1000)
+        assert await everywhere(others, lambda node: node.get(NAME)) == [b"v1"] * right
+        publisher.kill()
+    reader = await nodes.start([others[0]], node_id=TRANSIENT_ID)
+    reader.host.clock.set(5000)
+    assert await reader.get(NAME) == b"v1"
+    assert abs(reader.server.now() - others[0].host.clock.wall()) < 1000
+
+
+async def test_a_publisher_is_not_corrected_by_holders_whose_clocks_are_wrong_in_different_ways(
+    network: Network,
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(3)
+    for node, hours in zip(nodes.nodes, (3, -2), strict=False):
+        node.host.clock.step(hours * 3600)
+    publisher = await nodes.start([nodes.nodes[2]], identity=identity(1))
+    for _ in range(2):
+        receipt = await publisher.publish(NAME, b"v1")
+        assert receipt.refused == {"expired": 2, "clock": 2}
+        assert publisher.server.clock.correction == 0
+        assert receipt.expires_at <= publisher.host.clock.wall() + 3_600_000
+
+
 async def test_liars_about_the_time_below_a_majority_change_nothing(network: Network) -> None:
     nodes = await grown(network, 30)
     await liars.mixed(nodes, network, 14, ["clock"])
