@@ -92,3 +92,30 @@ def is_in_doubt(samples: Sequence[int], own: int) -> bool:
     """Whether most responders contradict what a reader takes for the time: hearing more of them may settle it."""
     now, counting = reader_time(samples, own), that_count(samples, own)
     return sum(abs(sample - now) > AGREEMENT for sample in counting) > len(counting) // 2
+
+
+class NetworkTime:
+    """What a reader takes for the time between its readings: what the last one that said anything of it showed.
+
+    Where that was another time than our clock's it holds until the clock is stepped: whoever has set it may be right.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead: int | None = None  # of the wall clock, however far off it may be known to be (ms)
+        self._drift = 0.0
+
+    def learn(self, samples: Sequence[int]) -> None:
+        """Take in the clocks of the responders of one reading (Unix ms)."""
+        if samples:
+            own = self._clock.now()
+            found = reader_time(samples, own)
+            self._ahead = None if found == own else found - self._clock.wall()
+            self._drift = self._clock.wall() / 1000 - self._clock.monotonic()
+
+    def now(self) -> int:
+        """Unix ms: the network's time where our own clock is wrong."""
+        wall = self._clock.wall()
+        if self._ahead is None or abs(wall / 1000 - self._clock.monotonic() - self._drift) > JUMP:
+            return self._clock.now()
+        return max(wall + self._ahead, 0)

@@ -444,6 +444,31 @@ async def test_whom_a_liar_had_sign_for_a_far_future_can_still_take_back_what_it
     assert await everywhere(honest, lambda node: node.get(NAME)) == [None] * 8
 
 
+@pytest.mark.parametrize("own", [-24, 2], ids="{} h".format)
+async def test_what_a_reading_says_of_the_time_holds_until_another_says_something_or_the_clock_is_set(
+    network: Network, own: int
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(8)
+    await (await nodes.start([nodes.nodes[0]], identity=identity(1))).publish(NAME, b"v1")
+    reader = await nodes.start([nodes.nodes[0]], identity=identity(2))
+    reader.host.clock.step(own * 3600)
+
+    def off_by() -> float:
+        return abs(reader.server.now() - nodes.nodes[0].host.clock.wall())
+
+    assert await reader.get(NAME) == b"v1"
+    assert off_by() < 1000
+    assert await reader.get("what nobody holds") is None  # and of which nobody says the time
+    assert off_by() < 1000
+    await reader.publish("other", b"v1")
+    assert reader.server.clock.correction == pytest.approx(-own * 3_600_000, abs=1000)
+    assert off_by() < 1000
+    reader.server.clock.correction = 0
+    reader.host.clock.step(-own * 3600)
+    assert off_by() < 1000
+
+
 @pytest.mark.parametrize("hours", [2, -2])
 async def test_a_holder_with_a_wrong_clock_harms_only_itself(network: Network, hours: int) -> None:
     nodes = Nodes(network)
