@@ -128,7 +128,7 @@ class Reader:
         if lookup.nodes is not None and left > 0:
             rooms = {"k": self._k, "alpha": self._alpha}
             found = await beyond(self._protocol, crowd, lookup.nodes, **rooms, timeout=left, margin=1)
-            lookup.samples.clear()  # whoever crowds around a key would be most of those who say what time it is
+            lookup.forget_samples()  # whoever crowds around a key would be most of those who say what time it is
             await lookup.ask_also(found, deadline - loop.time())
 
     async def _count_nodes(

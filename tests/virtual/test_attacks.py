@@ -387,6 +387,22 @@ async def test_a_machine_that_believes_it_is_1970_finds_what_is_live_and_nothing
     assert await reader.get(NAME, trust=trust) is None
 
 
+async def test_what_ends_while_a_machine_that_believes_it_is_1970_waits_for_the_dead_is_over(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(6)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1), record_ttl=600)
+    record = await publisher.publish(NAME, b"v1")
+    reader = await nodes.start([nodes.nodes[0]], node_id=TRANSIENT_ID)
+    reader.host.clock.set(0)
+    publisher.kill()
+    await asyncio.sleep((record.expires_at - nodes.nodes[0].host.clock.wall()) / 1000 - 0.5)
+    nodes.nodes[1].kill()  # nobody knows that yet
+    started = network.now
+    assert await reader.host.run(reader.server.get_records(NAME)) == []
+    assert network.now > started + 1.5
+    assert abs(reader.server.now() - nodes.nodes[0].host.clock.wall()) < 500
+
+
 @pytest.mark.parametrize("hours", [2, -2])
 async def test_a_publisher_two_hours_off_is_corrected_and_warned(
     network: Network, hours: int, caplog: pytest.LogCaptureFixture
