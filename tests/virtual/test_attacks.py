@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -11,7 +12,8 @@ from plasm_dht.clock import RELEASED
 from plasm_dht.dht import wire
 from plasm_dht.dht.candidate import Candidate
 from plasm_dht.dht.find import MAX_IN_REPLY, RecordLookup
-from plasm_dht.dht.ids import TRANSIENT_ID
+from plasm_dht.dht.ids import TRANSIENT_ID, NodeTuple
+from plasm_dht.dht.lookup import NodeLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
 from plasm_dht.record import Record, bound_key, shared_key, sign
@@ -104,6 +106,37 @@ async def test_whoever_names_what_is_not_there_is_believed_no_further(network: N
     newest, older, late = await among_liars(network, 80, 20, [kind], 60)
     assert (newest, older) == (60, 0)
     assert late < 0.8
+
+
+async def test_of_endless_nodes_that_all_answer_a_lookup_remembers_and_asks_so_many(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(2)
+    node = nodes.nodes[0]
+    protocol, loop = node.server.protocol, asyncio.get_running_loop()
+    key = nodes.nodes[1].server.node.long_id ^ 1 << 159  # our only contact is farther than all that are made up
+    asked = 0
+    most = 0
+
+    def answer(result: object) -> asyncio.Future[wire.Outcome]:
+        future: asyncio.Future[wire.Outcome] = loop.create_future()
+        loop.call_later(0.01, future.set_result, (True, result))
+        return future
+
+    def name_nearer(contact: Contact, target: object) -> asyncio.Future[wire.Outcome]:
+        nonlocal asked, most
+        asked, most = asked + 1, max(most, len(search._candidates), len(search._by_id))
+        ids = [(key ^ random.getrandbits(150) >> asked // 2 * 4 | 1).to_bytes(20) for _ in range(wire.MAX_NODES_READ)]
+        named = [NodeTuple(each, str(IPv4Address(0x0B000000 + random.getrandbits(24))), PORT) for each in ids]
+        return answer(wire.Found([], named))
+
+    search = NodeLookup(protocol, key.to_bytes(20), k=20, alpha=3)
+    monkeypatch.setattr(protocol, "call_find_node", name_nearer)
+    monkeypatch.setattr(protocol, "call_ping", lambda contact: answer(contact.id))
+    assert len(await node.host.run(search.run())) == 20
+    assert asked <= 200
+    assert 300 < most <= 400 + 1  # and our own id, which is nobody to be asked
 
 
 async def test_liars_who_name_each_other_and_show_an_older_record_lead_few_astray(network: Network) -> None:
