@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from plasm_dht.clock import RELEASED, Clock, is_in_doubt, network_time, reader_time
+from plasm_dht.clock import RELEASED, Clock, NetworkTime, is_in_doubt, network_time, reader_time
 from tests.dht.support import START, ManualClock
 
 MINUTE = 60_000
@@ -149,3 +149,19 @@ def test_a_responder_whose_clock_was_never_set_says_nothing_where_any_was() -> N
 def test_where_no_clock_was_ever_set_those_of_most_count() -> None:
     assert network_time([5 * HOUR, 5 * HOUR, 7 * HOUR], 0) == 5 * HOUR
     assert reader_time([5 * HOUR, 6 * HOUR, 7 * HOUR], 0) == 6 * HOUR
+
+
+def test_what_a_reading_showed_is_counted_from_the_wall_clock_and_not_from_a_correction_that_is_wrong() -> None:
+    clock = ManualClock()
+    clock.correction = -7 * HOUR
+    time = NetworkTime(clock)
+    assert time.now() == clock.wall() - 7 * HOUR
+    time.learn([clock.wall() + 2 * HOUR] * 3)
+    assert time.now() == clock.wall() + 2 * HOUR
+    clock.correction = 2 * HOUR
+    assert time.now() == clock.wall() + 2 * HOUR
+    time.learn([])
+    assert time.now() == clock.wall() + 2 * HOUR
+    time.learn([clock.wall() + 2 * HOUR] * 3)
+    clock.correction = 0
+    assert time.now() == clock.wall()

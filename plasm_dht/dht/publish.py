@@ -317,9 +317,8 @@ class Publisher:
             log.info("the clock of this machine agrees again with those of the holders: records are signed with it")
             return True
         # Who refuses what is too early for it and who what is too late for it do not contradict us together.
-        never_set = len(outcome.samples) - len(that_count(outcome.samples, own))
         for refused in (that_count(each, own) for each in outcome.mistimed.values()):
-            if found is None and 2 * len(refused) > outcome.answered - never_set:
+            if found is None and 2 * len(refused) > outcome.answered:
                 found = refused[len(refused) // 2]
         if found is None:
             return False
