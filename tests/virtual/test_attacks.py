@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address
 
 import pytest
@@ -108,35 +108,57 @@ async def test_whoever_names_what_is_not_there_is_believed_no_further(network: N
     assert late < 0.8
 
 
-async def test_of_endless_nodes_that_all_answer_a_lookup_remembers_and_asks_so_many(
-    network: Network, monkeypatch: pytest.MonkeyPatch
+def answer_all(
+    monkeypatch: pytest.MonkeyPatch, protocol: PlasmProtocol, name: Callable[[], Iterable[NodeTuple]]
 ) -> None:
-    nodes = Nodes(network)
-    await nodes.grow(2)
-    node = nodes.nodes[0]
-    protocol, loop = node.server.protocol, asyncio.get_running_loop()
-    key = nodes.nodes[1].server.node.long_id ^ 1 << 159  # our only contact is farther than all that are made up
-    asked = 0
-    most = 0
+    """Have whoever is asked by this node answer after 10 ms, with such nodes, and as whom it was named."""
 
     def answer(result: object) -> asyncio.Future[wire.Outcome]:
+        loop = asyncio.get_running_loop()
         future: asyncio.Future[wire.Outcome] = loop.create_future()
         loop.call_later(0.01, future.set_result, (True, result))
         return future
 
-    def name_nearer(contact: Contact, target: object) -> asyncio.Future[wire.Outcome]:
-        nonlocal asked, most
-        asked, most = asked + 1, max(most, len(search._candidates), len(search._by_id))
-        ids = [(key ^ random.getrandbits(150) >> asked // 2 * 4 | 1).to_bytes(20) for _ in range(wire.MAX_NODES_READ)]
-        named = [NodeTuple(each, str(IPv4Address(0x0B000000 + random.getrandbits(24))), PORT) for each in ids]
-        return answer(wire.Found([], named))
-
-    search = NodeLookup(protocol, key.to_bytes(20), k=20, alpha=3)
-    monkeypatch.setattr(protocol, "call_find_node", name_nearer)
+    monkeypatch.setattr(protocol, "call_find_node", lambda *_: answer(wire.Found([], list(name()))))
     monkeypatch.setattr(protocol, "call_ping", lambda contact: answer(contact.id))
+
+
+async def test_of_endless_nodes_that_all_answer_a_lookup_remembers_and_asks_so_many(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(12)
+    node = nodes.nodes[0]
+    key = nodes.nodes[1].server.node.long_id ^ 1 << 159  # our contacts are farther than all that are made up
+    remembered = []
+
+    def name_nearer() -> Iterable[NodeTuple]:
+        remembered.append(max(len(search._candidates), len(search._by_id)))
+        for _ in range(wire.MAX_NODES_READ):
+            near = key ^ 1 << 150 - len(remembered) // 2 ^ random.getrandbits(40)
+            yield NodeTuple(near.to_bytes(20), str(IPv4Address(0x0B000000 + random.getrandbits(24))), PORT)
+
+    search = NodeLookup(node.server.protocol, key.to_bytes(20), k=20, alpha=3)
+    answer_all(monkeypatch, node.server.protocol, name_nearer)
     assert len(await node.host.run(search.run())) == 20
-    assert asked <= 200
-    assert 300 < most <= 400 + 1  # and our own id, which is nobody to be asked
+    assert len(remembered) == 200
+    assert max(remembered) == 400 + 1  # and our own id, which is nobody to be asked
+    assert len(search._own) == 11
+    assert set(search._own) <= set(search._candidates)
+
+
+async def test_one_address_is_one_node_whatever_ids_it_says(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(2)
+    node, other = nodes.nodes
+    key = other.server.node.id
+
+    def name_one() -> Iterable[NodeTuple]:
+        return (NodeTuple(liars.beside(key), "11.0.0.1", PORT) for _ in range(20))
+
+    answer_all(monkeypatch, node.server.protocol, name_one)
+    found = await node.host.run(NodeLookup(node.server.protocol, key, k=20, alpha=3).run())
+    assert [contact.ip for contact in found] in ([other.host.address, "11.0.0.1"], ["11.0.0.1", other.host.address])
 
 
 async def test_liars_who_name_each_other_and_show_an_older_record_lead_few_astray(network: Network) -> None:
