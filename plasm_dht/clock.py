@@ -76,6 +76,13 @@ def network_time(samples: Sequence[int], own: int, least: int = 1) -> int | None
     return median if abs(median - own) > AGREEMENT else None
 
 
+def is_right_again(samples: Sequence[int], own: int) -> bool:
+    """Whether a clock need not be corrected any more: no majority contradicts it, and half of all agree with it."""
+    counting = that_count(samples, own)
+    agree = sum(abs(sample - own) <= AGREEMENT for sample in counting)
+    return network_time(samples, own) is None and 2 * agree >= len(counting) > 0
+
+
 def _middle(ordered: Sequence[int]) -> int:
     """The lower median. `statistics` has one too, and imports fractions and decimals with it."""
     return ordered[(len(ordered) - 1) // 2]

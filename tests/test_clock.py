@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from plasm_dht.clock import RELEASED, Clock, NetworkTime, is_in_doubt, network_time, reader_time
+from plasm_dht.clock import RELEASED, Clock, NetworkTime, is_in_doubt, is_right_again, network_time, reader_time
 from tests.dht.support import START, ManualClock
 
 MINUTE = 60_000
@@ -165,3 +165,23 @@ def test_what_a_reading_showed_is_counted_from_the_wall_clock_and_not_from_a_cor
     time.learn([clock.wall() + 2 * HOUR] * 3)
     clock.correction = 0
     assert time.now() == clock.wall()
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        ([], False),
+        ([0], True),
+        ([120], False),
+        ([0, 120], True),
+        ([0, 120, 120], False),
+        ([0, 0, 120, 120], True),
+        ([0, 120, 240, 360], False),  # most contradict it, though not with one voice
+        ([0, 0, 120, 240], True),
+        ([60, 60, 60], False),
+    ],
+)
+def test_a_corrected_clock_is_right_again_when_half_of_all_agree_with_it(offsets: list[int], expected: bool) -> None:
+    samples = [START + offset * MINUTE for offset in offsets]
+    assert is_right_again(samples, START) == expected
+    assert is_right_again([5, *samples], START) == expected  # whose clock was never set

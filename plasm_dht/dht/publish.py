@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable
 
-from plasm_dht.clock import Clock, network_time, reader_time, that_count
+from plasm_dht.clock import Clock, is_right_again, network_time, reader_time, that_count
 from plasm_dht.dht import wire
 from plasm_dht.dht.due import DueQueue
 from plasm_dht.dht.find import RecordLookup
@@ -310,9 +310,9 @@ class Publisher:
 
     def _learn_time(self, outcome: Round) -> bool:
         """Whether the holders' clocks show that ours is wrong, which makes it necessary to sign again."""
-        own, clock = self._clock.now(), self._clock.wall()
+        own = self._clock.now()
         found = network_time(outcome.samples, own)
-        if found is not None and network_time(outcome.samples, clock) is None:
+        if self._clock.correction and is_right_again(outcome.samples, self._clock.wall()):
             self._clock.correction = 0
             log.info("the clock of this machine agrees again with those of the holders: records are signed with it")
             return True

@@ -501,6 +501,25 @@ async def test_when_the_clock_of_a_publisher_is_set_it_says_that_it_agrees_again
     assert await everywhere(nodes.nodes[:12], lambda node: node.get(NAME)) == [b"v2"] * 12
 
 
+@pytest.mark.parametrize("hours", [2, -2])
+async def test_a_publisher_corrected_by_its_only_holder_goes_back_to_its_clock_when_another_agrees_with_that(
+    network: Network, hours: int
+) -> None:
+    nodes = Nodes(network)
+    wrong = await nodes.start()
+    publisher = await nodes.start([wrong], identity=identity(1))
+    wrong.host.clock.step(hours * 3600)
+    await publisher.publish(NAME, b"v1")
+    assert publisher.server.clock.correction == pytest.approx(hours * 3_600_000, abs=1000)
+    right = await nodes.start([wrong])
+    receipt = await publisher.publish(NAME, b"v2")
+    assert publisher.server.clock.correction == 0
+    assert receipt.expires_at <= publisher.host.clock.wall() + 3_600_000
+    assert await right.get(NAME) == b"v2"
+    await publisher.publish(NAME, b"v3")
+    assert publisher.server.clock.correction == 0
+
+
 async def test_whom_a_liar_had_sign_for_a_far_future_can_still_take_back_what_it_says(network: Network) -> None:
     nodes = Nodes(network)
     liar = await nodes.start()
