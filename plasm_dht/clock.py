@@ -56,18 +56,31 @@ class Clock:
         return monotonic + self._skipped
 
 
+def that_count(samples: Sequence[int], own: int) -> list[int]:
+    """Those of the responders' clocks (ms) that say something, in order: none never set, if ours or any was set."""
+    are_set = sorted(sample for sample in samples if sample >= RELEASED)
+    return are_set if are_set or own >= RELEASED else sorted(samples)
+
+
 def network_time(samples: Sequence[int], own: int, least: int = 1) -> int | None:
     """The median of the responders' clocks (ms), when more than half agree with each other and differ from our own.
 
     `None`: our own clock is as good, or they do not agree, or fewer than `least` do.
     """
-    ordered = sorted(samples)
+    ordered = that_count(samples, own)
     most = max(len(ordered) // 2 + 1, least)
     agree = any(ordered[i + most - 1] - ordered[i] <= AGREEMENT for i in range(len(ordered) - most + 1))
     if not ordered or not agree:
         return None
     median = _middle(ordered)
     return median if abs(median - own) > AGREEMENT else None
+
+
+def is_right_again(samples: Sequence[int], own: int) -> bool:
+    """Whether a clock need not be corrected any more: no majority contradicts it, and half of all agree with it."""
+    counting = that_count(samples, own)
+    agree = sum(abs(sample - own) <= AGREEMENT for sample in counting)
+    return network_time(samples, own) is None and 2 * agree >= len(counting) > 0
 
 
 def _middle(ordered: Sequence[int]) -> int:
@@ -78,11 +91,38 @@ def _middle(ordered: Sequence[int]) -> int:
 def reader_time(samples: Sequence[int], own: int) -> int:
     """What a reader takes for the time (ms): its own clock, unless that was never set or a majority differs."""
     if own < RELEASED and samples:
-        return max(_middle(sorted(samples)), own)
+        return max(_middle(that_count(samples, own)), own)
     return network_time(samples, own, LEAST_RESPONDERS) or own
 
 
 def is_in_doubt(samples: Sequence[int], own: int) -> bool:
     """Whether most responders contradict what a reader takes for the time: hearing more of them may settle it."""
-    now = reader_time(samples, own)
-    return sum(abs(sample - now) > AGREEMENT for sample in samples) > len(samples) // 2
+    now, counting = reader_time(samples, own), that_count(samples, own)
+    return sum(abs(sample - now) > AGREEMENT for sample in counting) > len(counting) // 2
+
+
+class NetworkTime:
+    """What a reader takes for the time between its readings: what the last one that said anything of it showed.
+
+    Where that was another time than our clock's it holds until the clock is stepped: whoever has set it may be right.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead: int | None = None  # of the wall clock, however far off it may be known to be (ms)
+        self._drift = 0.0
+
+    def learn(self, samples: Sequence[int]) -> None:
+        """Take in the clocks of the responders of one reading (Unix ms)."""
+        if samples:
+            own = self._clock.now()
+            found = reader_time(samples, own)
+            self._ahead = None if found == own else found - self._clock.wall()
+            self._drift = self._clock.wall() / 1000 - self._clock.monotonic()
+
+    def now(self) -> int:
+        """Unix ms: the network's time where our own clock is wrong."""
+        wall = self._clock.wall()
+        if self._ahead is None or abs(wall / 1000 - self._clock.monotonic() - self._drift) > JUMP:
+            return self._clock.now()
+        return max(wall + self._ahead, 0)

@@ -5,10 +5,11 @@ import time
 
 import pytest
 
-from plasm_dht.clock import RELEASED, Clock, is_in_doubt, network_time, reader_time
+from plasm_dht.clock import RELEASED, Clock, NetworkTime, is_in_doubt, is_right_again, network_time, reader_time
 from tests.dht.support import START, ManualClock
 
 MINUTE = 60_000
+HOUR = 60 * MINUTE
 
 
 def test_the_machines_own_clocks_are_read() -> None:
@@ -133,3 +134,54 @@ def test_a_reader_is_in_doubt_while_most_contradict_the_time_that_it_takes(
 @pytest.mark.parametrize(("offsets", "expected"), [([0], False), ([0, 0, 120], False), ([0, 120, 240], True)])
 def test_a_clock_that_was_never_set_is_in_doubt_while_no_majority_agrees(offsets: list[int], expected: bool) -> None:
     assert is_in_doubt([START + offset * MINUTE for offset in offsets], 0) == expected
+
+
+def test_a_responder_whose_clock_was_never_set_says_nothing_where_any_was() -> None:
+    unset = [5, 6, RELEASED - 1]
+    assert network_time(unset, START) is None
+    assert network_time([*unset, START], START + 2 * HOUR) == START
+    assert network_time([*unset, START], 0) == START
+    assert reader_time([*unset, START], 1000) == START
+    assert reader_time([*unset, START], START + 2 * HOUR) == START + 2 * HOUR  # one alone is not believed
+    assert is_in_doubt([*unset, START], START) is False
+
+
+def test_where_no_clock_was_ever_set_those_of_most_count() -> None:
+    assert network_time([5 * HOUR, 5 * HOUR, 7 * HOUR], 0) == 5 * HOUR
+    assert reader_time([5 * HOUR, 6 * HOUR, 7 * HOUR], 0) == 6 * HOUR
+
+
+def test_what_a_reading_showed_is_counted_from_the_wall_clock_and_not_from_a_correction_that_is_wrong() -> None:
+    clock = ManualClock()
+    clock.correction = -7 * HOUR
+    time = NetworkTime(clock)
+    assert time.now() == clock.wall() - 7 * HOUR
+    time.learn([clock.wall() + 2 * HOUR] * 3)
+    assert time.now() == clock.wall() + 2 * HOUR
+    clock.correction = 2 * HOUR
+    assert time.now() == clock.wall() + 2 * HOUR
+    time.learn([])
+    assert time.now() == clock.wall() + 2 * HOUR
+    time.learn([clock.wall() + 2 * HOUR] * 3)
+    clock.correction = 0
+    assert time.now() == clock.wall()
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        ([], False),
+        ([0], True),
+        ([120], False),
+        ([0, 120], True),
+        ([0, 120, 120], False),
+        ([0, 0, 120, 120], True),
+        ([0, 120, 240, 360], False),  # most contradict it, though not with one voice
+        ([0, 0, 120, 240], True),
+        ([60, 60, 60], False),
+    ],
+)
+def test_a_corrected_clock_is_right_again_when_half_of_all_agree_with_it(offsets: list[int], expected: bool) -> None:
+    samples = [START + offset * MINUTE for offset in offsets]
+    assert is_right_again(samples, START) == expected
+    assert is_right_again([5, *samples], START) == expected  # whose clock was never set

@@ -56,13 +56,23 @@ class RecordLookup(NodeLookup):
         # The newest record of each publisher that anybody showed, live or not.
         self.winners: dict[bytes, Record] = {}
         self.own = Candidate(Contact(protocol.source_node.id, "", 0), 0, stale=False)
-        self.samples: list[int] = []  # the responders' clocks (Unix ms)
+        self._heard: list[float] = []  # by how much the responders' clocks are ahead of our monotonic one (ms)
         self.nodes: float | None = None
         self.core = math.inf  # before the nodes are counted no quorum counts
         self._verified: dict[bytes, Record | None] = {}
         held = [holding.envelope for holding in protocol.storage.holdings(key)]
         self._verified.update((envelope, decode(envelope)) for envelope in held)  # what is held was verified
         self._learn(self.own, held)
+
+    @property
+    def samples(self) -> list[int]:
+        """What the responders' clocks say now (Unix ms), however long others have been waited for meanwhile."""
+        monotonic = self.protocol.clock.monotonic() * 1000
+        return [round(ahead + monotonic) for ahead in self._heard]
+
+    def forget_samples(self) -> None:
+        """Let nobody who has answered so far say what time it is."""
+        self._heard.clear()
 
     def count(self, nodes: float | None) -> None:
         """Take in how many nodes the network has, `None` when those are too few to say."""
@@ -198,7 +208,7 @@ class RecordLookup(NodeLookup):
     def receive(self, candidate: Candidate, found: wire.Found) -> bool:
         """Take in what it holds; ask again when there is more and all of it is wanted."""
         if found.now is not None and candidate.shown == 0:
-            self.samples.append(found.now)
+            self._heard.append(found.now - self.protocol.clock.monotonic() * 1000)
         envelopes = found.envelopes[:MAX_IN_REPLY]
         self._learn(candidate, envelopes)
         candidate.shown += len(envelopes)

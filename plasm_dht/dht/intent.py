@@ -135,7 +135,8 @@ class Round:
     told: set[Address] = field(default_factory=set)
     refused: Counter[str] = field(default_factory=Counter)
     samples: list[int] = field(default_factory=list)
-    mistimed: list[int] = field(default_factory=list)
+    # The clocks of those who refused it for its time, by reason.
+    mistimed: dict[str, list[int]] = field(default_factory=lambda: {"clock": [], "expired": []})
     newer: list[bytes] = field(default_factory=list)
 
     def __str__(self) -> str:

@@ -167,8 +167,15 @@ class NodeLookup:
                 insort(self._candidates, candidate)
             if candidate is not None and candidate.namers is not None and namer is not None:
                 candidate.namers.append(namer)
-        while len(self._candidates) > MAX_CANDIDATES * self.k and not self._candidates[-1].asked:
-            self._candidates.pop()
+        if len(self._candidates) > MAX_CANDIDATES * self.k:
+            self._forget_farthest(len(self._candidates) - MAX_CANDIDATES * self.k)
+
+    def _forget_farthest(self, count: int) -> None:
+        """Forget so many of those that others named and that were not asked: fewer than half of all may be asked."""
+        gone = set([each for each in self._candidates if not each.asked and each not in self._own][-count:])
+        for each in gone:
+            del self._by_id[each.contact.id]
+        self._candidates = [each for each in self._candidates if each not in gone]
 
     def _widen(self) -> None:
         """Have more of our own contacts as candidates, once somebody is slow.

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from plasm_dht.clock import Clock, reader_time
+from plasm_dht.clock import Clock, NetworkTime
 from plasm_dht.dht.find import RecordLookup
 from plasm_dht.dht.holding import Holding
 from plasm_dht.dht.ids import TRANSIENT_ID
@@ -158,7 +158,7 @@ class Watch:
         self._watchers: list[asyncio.Event] = []
         self._task: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
-        self._ahead = 0  # of our clock the network's (ms), as the last look found
+        self._time = NetworkTime(self._clock)
         self._asked_at: float | None = None  # when the last look began, in seconds of `Clock.elapsed`
         self._settled = self._skipped()
         self._found_none = 0  # looks in a row that found nothing live, and those that nobody answered
@@ -255,10 +255,7 @@ class Watch:
             seen.last_look = self._left(seen) <= seen.lead
         lookups = await self._room.look_up(self._name, self._trust)
         self._note_answer(any(lookup.answered() for lookup in lookups))
-        samples = [now for lookup in lookups for now in lookup.samples]
-        if samples:
-            own = self._clock.now()
-            self._ahead = reader_time(samples, own) - own
+        self._time.learn([now for lookup in lookups for now in lookup.samples])
         self._settled = skipped
         over = {record.envelope for lookup in lookups for record in lookup.ended()}
         for lookup in lookups:
@@ -291,7 +288,7 @@ class Watch:
         seen = self._seen.get(record.public_key)
         if seen is not None and record.rank < seen.newest.rank:
             return
-        now, monotonic = self._now(), self._clock.monotonic()
+        now, monotonic = self._time.now(), self._clock.monotonic()
         left = life = (record.expires_at - record.issued_at) / 1000
         if not self._has_jumped():  # what a clock says that has just jumped is worth nothing
             left = min((record.expires_at - now) / 1000, life)
@@ -313,7 +310,7 @@ class Watch:
 
     def _end_what_is_over(self) -> None:
         """By the monotonic clock at once; by a wall clock that has jumped only after the network was asked."""
-        now, monotonic, jumped = self._now(), self._clock.monotonic(), self._has_jumped()
+        now, monotonic, jumped = self._time.now(), self._clock.monotonic(), self._has_jumped()
         forgettable = []
         for public_key, seen in self._seen.items():
             over = not jumped and now >= seen.newest.expires_at
@@ -355,11 +352,7 @@ class Watch:
         by_deadline = seen.deadline - self._clock.monotonic()
         if self._has_jumped():
             return by_deadline
-        return min((seen.newest.expires_at - self._now()) / 1000, by_deadline)
-
-    def _now(self) -> int:
-        """Unix ms: the network's time where our own clock is wrong."""
-        return self._clock.now() + self._ahead
+        return min((seen.newest.expires_at - self._time.now()) / 1000, by_deadline)
 
     def _skipped(self) -> float:
         """Seconds by which the wall clock has jumped forward so far."""

@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable
 
-from plasm_dht.clock import Clock, network_time, reader_time
+from plasm_dht.clock import Clock, is_right_again, network_time, reader_time, that_count
 from plasm_dht.dht import wire
 from plasm_dht.dht.due import DueQueue
 from plasm_dht.dht.find import RecordLookup
@@ -256,8 +256,8 @@ class Publisher:
             intent.note_holder(key, contact, outcome.record)
             return
         outcome.refused[stored.reason or "unspecified"] += 1
-        if stored.reason in ("clock", "expired") and stored.now is not None:
-            outcome.mistimed.append(stored.now)
+        if stored.reason in outcome.mistimed and stored.now is not None:
+            outcome.mistimed[stored.reason].append(stored.now)
         if stored.held is not None:
             outcome.newer.append(stored.held)
 
@@ -310,14 +310,16 @@ class Publisher:
 
     def _learn_time(self, outcome: Round) -> bool:
         """Whether the holders' clocks show that ours is wrong, which makes it necessary to sign again."""
-        own, clock = self._clock.now(), self._clock.wall()
+        own = self._clock.now()
         found = network_time(outcome.samples, own)
-        if found is not None and network_time(outcome.samples, clock) is None:
+        if self._clock.correction and is_right_again(outcome.samples, self._clock.wall()):
             self._clock.correction = 0
             log.info("the clock of this machine agrees again with those of the holders: records are signed with it")
             return True
-        if found is None and 2 * len(outcome.mistimed) > outcome.answered:
-            found = sorted(outcome.mistimed)[len(outcome.mistimed) // 2]
+        # Who refuses what is too early for it and who what is too late for it do not contradict us together.
+        for refused in (that_count(each, own) for each in outcome.mistimed.values()):
+            if found is None and 2 * len(refused) > outcome.answered:
+                found = refused[len(refused) // 2]
         if found is None:
             return False
         self._clock.correction += found - own

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any
 
-from plasm_dht.clock import Clock, reader_time
+from plasm_dht.clock import Clock, NetworkTime, reader_time
 from plasm_dht.dht import density, ids
 from plasm_dht.dht.find import RecordLookup, live
 from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, Hole, NodeLookup, beyond
@@ -44,12 +44,12 @@ class Reader:
         self._k = k
         self._alpha = alpha
         self._repair = repair
-        self._ahead = 0
+        self._time = NetworkTime(clock)
         self._told: list[Contact] = []  # whom a caller that does not stay knew before its first reading
 
     def now(self) -> int:
-        """Unix ms as the last reading made believe: the network's time where our own clock is wrong."""
-        return self._clock.now() + self._ahead
+        """Unix ms as the last reading made believe that said anything of it."""
+        return self._time.now()
 
     async def find(
         self, name: str, *, quorum: int | None, trust: Sequence[str] | None, timeout: float | None
@@ -100,7 +100,7 @@ class Reader:
         # An old record or a tombstone at the bound key may be all that a liar shows: the newest of both keys decides.
         if not self._live(lookups, publishers):
             lookups += await look_up([(shared, bound[0] if bound else shared)])
-        self._ahead = self._now(lookups) - self._clock.now()
+        self._time.learn([now for lookup in lookups for now in lookup.samples])
         for lookup in lookups:
             if outdated := lookup.outdated():
                 self._repair(outdated, lookup.target.id)
@@ -128,7 +128,7 @@ class Reader:
         if lookup.nodes is not None and left > 0:
             rooms = {"k": self._k, "alpha": self._alpha}
             found = await beyond(self._protocol, crowd, lookup.nodes, **rooms, timeout=left, margin=1)
-            lookup.samples.clear()  # whoever crowds around a key would be most of those who say what time it is
+            lookup.forget_samples()  # whoever crowds around a key would be most of those who say what time it is
             await lookup.ask_also(found, deadline - loop.time())
 
     async def _count_nodes(

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -11,7 +12,8 @@ from plasm_dht.clock import RELEASED
 from plasm_dht.dht import wire
 from plasm_dht.dht.candidate import Candidate
 from plasm_dht.dht.find import MAX_IN_REPLY, RecordLookup
-from plasm_dht.dht.ids import TRANSIENT_ID
+from plasm_dht.dht.ids import TRANSIENT_ID, NodeTuple
+from plasm_dht.dht.lookup import NodeLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
 from plasm_dht.record import Record, bound_key, shared_key, sign
@@ -104,6 +106,59 @@ async def test_whoever_names_what_is_not_there_is_believed_no_further(network: N
     newest, older, late = await among_liars(network, 80, 20, [kind], 60)
     assert (newest, older) == (60, 0)
     assert late < 0.8
+
+
+def answer_all(
+    monkeypatch: pytest.MonkeyPatch, protocol: PlasmProtocol, name: Callable[[], Iterable[NodeTuple]]
+) -> None:
+    """Have whoever is asked by this node answer after 10 ms, with such nodes, and as whom it was named."""
+
+    def answer(result: object) -> asyncio.Future[wire.Outcome]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[wire.Outcome] = loop.create_future()
+        loop.call_later(0.01, future.set_result, (True, result))
+        return future
+
+    monkeypatch.setattr(protocol, "call_find_node", lambda *_: answer(wire.Found([], list(name()))))
+    monkeypatch.setattr(protocol, "call_ping", lambda contact: answer(contact.id))
+
+
+async def test_of_endless_nodes_that_all_answer_a_lookup_remembers_and_asks_so_many(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(12)
+    node = nodes.nodes[0]
+    key = nodes.nodes[1].server.node.long_id ^ 1 << 159  # our contacts are farther than all that are made up
+    remembered = []
+
+    def name_nearer() -> Iterable[NodeTuple]:
+        remembered.append(max(len(search._candidates), len(search._by_id)))
+        for _ in range(wire.MAX_NODES_READ):
+            near = key ^ 1 << 150 - len(remembered) // 2 ^ random.getrandbits(40)
+            yield NodeTuple(near.to_bytes(20), str(IPv4Address(0x0B000000 + random.getrandbits(24))), PORT)
+
+    search = NodeLookup(node.server.protocol, key.to_bytes(20), k=20, alpha=3)
+    answer_all(monkeypatch, node.server.protocol, name_nearer)
+    assert len(await node.host.run(search.run())) == 20
+    assert len(remembered) == 200
+    assert max(remembered) == 400 + 1  # and our own id, which is nobody to be asked
+    assert len(search._own) == 11
+    assert set(search._own) <= set(search._candidates)
+
+
+async def test_one_address_is_one_node_whatever_ids_it_says(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(2)
+    node, other = nodes.nodes
+    key = other.server.node.id
+
+    def name_one() -> Iterable[NodeTuple]:
+        return (NodeTuple(liars.beside(key), "11.0.0.1", PORT) for _ in range(20))
+
+    answer_all(monkeypatch, node.server.protocol, name_one)
+    found = await node.host.run(NodeLookup(node.server.protocol, key, k=20, alpha=3).run())
+    assert [contact.ip for contact in found] in ([other.host.address, "11.0.0.1"], ["11.0.0.1", other.host.address])
 
 
 async def test_liars_who_name_each_other_and_show_an_older_record_lead_few_astray(network: Network) -> None:
@@ -387,6 +442,22 @@ async def test_a_machine_that_believes_it_is_1970_finds_what_is_live_and_nothing
     assert await reader.get(NAME, trust=trust) is None
 
 
+async def test_what_ends_while_a_machine_that_believes_it_is_1970_waits_for_the_dead_is_over(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(6)
+    publisher = await nodes.start([nodes.nodes[0]], identity=identity(1), record_ttl=600)
+    record = await publisher.publish(NAME, b"v1")
+    reader = await nodes.start([nodes.nodes[0]], node_id=TRANSIENT_ID)
+    reader.host.clock.set(0)
+    publisher.kill()
+    await asyncio.sleep((record.expires_at - nodes.nodes[0].host.clock.wall()) / 1000 - 0.5)
+    nodes.nodes[1].kill()  # nobody knows that yet
+    started = network.now
+    assert await reader.host.run(reader.server.get_records(NAME)) == []
+    assert network.now > started + 1.5
+    assert abs(reader.server.now() - nodes.nodes[0].host.clock.wall()) < 500
+
+
 @pytest.mark.parametrize("hours", [2, -2])
 async def test_a_publisher_two_hours_off_is_corrected_and_warned(
     network: Network, hours: int, caplog: pytest.LogCaptureFixture
@@ -430,6 +501,25 @@ async def test_when_the_clock_of_a_publisher_is_set_it_says_that_it_agrees_again
     assert await everywhere(nodes.nodes[:12], lambda node: node.get(NAME)) == [b"v2"] * 12
 
 
+@pytest.mark.parametrize("hours", [2, -2])
+async def test_a_publisher_corrected_by_its_only_holder_goes_back_to_its_clock_when_another_agrees_with_that(
+    network: Network, hours: int
+) -> None:
+    nodes = Nodes(network)
+    wrong = await nodes.start()
+    publisher = await nodes.start([wrong], identity=identity(1))
+    wrong.host.clock.step(hours * 3600)
+    await publisher.publish(NAME, b"v1")
+    assert publisher.server.clock.correction == pytest.approx(hours * 3_600_000, abs=1000)
+    right = await nodes.start([wrong])
+    receipt = await publisher.publish(NAME, b"v2")
+    assert publisher.server.clock.correction == 0
+    assert receipt.expires_at <= publisher.host.clock.wall() + 3_600_000
+    assert await right.get(NAME) == b"v2"
+    await publisher.publish(NAME, b"v3")
+    assert publisher.server.clock.correction == 0
+
+
 async def test_whom_a_liar_had_sign_for_a_far_future_can_still_take_back_what_it_says(network: Network) -> None:
     nodes = Nodes(network)
     liar = await nodes.start()
@@ -442,6 +532,31 @@ async def test_whom_a_liar_had_sign_for_a_far_future_can_still_take_back_what_it
     assert await everywhere(honest, lambda node: node.get(NAME)) == [b"v2"] * 8
     assert (await publisher.withdraw(NAME)).stored == 8
     assert await everywhere(honest, lambda node: node.get(NAME)) == [None] * 8
+
+
+@pytest.mark.parametrize("own", [-24, 2], ids="{} h".format)
+async def test_what_a_reading_says_of_the_time_holds_until_another_says_something_or_the_clock_is_set(
+    network: Network, own: int
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(8)
+    await (await nodes.start([nodes.nodes[0]], identity=identity(1))).publish(NAME, b"v1")
+    reader = await nodes.start([nodes.nodes[0]], identity=identity(2))
+    reader.host.clock.step(own * 3600)
+
+    def off_by() -> float:
+        return abs(reader.server.now() - nodes.nodes[0].host.clock.wall())
+
+    assert await reader.get(NAME) == b"v1"
+    assert off_by() < 1000
+    assert await reader.get("what nobody holds") is None  # and of which nobody says the time
+    assert off_by() < 1000
+    await reader.publish("other", b"v1")
+    assert reader.server.clock.correction == pytest.approx(-own * 3_600_000, abs=1000)
+    assert off_by() < 1000
+    reader.server.clock.correction = 0
+    reader.host.clock.step(-own * 3600)
+    assert off_by() < 1000
 
 
 @pytest.mark.parametrize("hours", [2, -2])
@@ -484,6 +599,41 @@ async def test_a_reader_with_a_wrong_clock_is_not_left_alone_with_it_by_a_holder
             assert await reader.get(NAME) == b"v1"
             assert abs(reader.server.now() - publisher.host.clock.wall()) < 1000
             reader.kill()
+
+
+@pytest.mark.parametrize("right", [1, 2])
+async def test_holders_whose_clock_was_never_set_have_no_say_about_the_time(network: Network, right: int) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(2 * right + 1)
+    for node in nodes.nodes[: right + 1]:
+        node.host.clock.set(1000)  # all booted at the same moment, so that they agree
+    others = nodes.nodes[right + 1 :]
+    for hours, found in ((0, 0), (2, -7_200_000)):
+        publisher = await nodes.start([others[0]], identity=identity(1))
+        publisher.host.clock.step(hours * 3600)
+        assert (await publisher.publish(NAME, b"v1")).stored == right
+        assert publisher.server.clock.correction == pytest.approx(found, abs=1000)
+        assert await everywhere(others, lambda node: node.get(NAME)) == [b"v1"] * right
+        publisher.kill()
+    reader = await nodes.start([others[0]], node_id=TRANSIENT_ID)
+    reader.host.clock.set(5000)
+    assert await reader.get(NAME) == b"v1"
+    assert abs(reader.server.now() - others[0].host.clock.wall()) < 1000
+
+
+async def test_a_publisher_is_not_corrected_by_holders_whose_clocks_are_wrong_in_different_ways(
+    network: Network,
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(3)
+    for node, hours in zip(nodes.nodes, (3, -2), strict=False):
+        node.host.clock.step(hours * 3600)
+    publisher = await nodes.start([nodes.nodes[2]], identity=identity(1))
+    for _ in range(2):
+        receipt = await publisher.publish(NAME, b"v1")
+        assert receipt.refused == {"expired": 2, "clock": 2}
+        assert publisher.server.clock.correction == 0
+        assert receipt.expires_at <= publisher.host.clock.wall() + 3_600_000
 
 
 async def test_liars_about_the_time_below_a_majority_change_nothing(network: Network) -> None:

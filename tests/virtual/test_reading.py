@@ -3,10 +3,14 @@
 import asyncio
 import random
 
+import pytest
+from kademlia.node import Node as KeyNode
+
 from plasm_dht.dht.find import RecordLookup
 from plasm_dht.dht.ids import TRANSIENT_ID
 from plasm_dht.dht.routing import Contact
-from plasm_dht.record import Record, shared_key, sign
+from plasm_dht.dht.wire import Outcome
+from plasm_dht.record import Record, bound_key, shared_key, sign
 from tests.virtual.network import Conditions, Network
 from tests.virtual.nodes import PORT, Node, Nodes, everywhere, identity
 
@@ -240,3 +244,27 @@ async def test_who_is_asked_beyond_a_crowd_is_asked_for_all_that_it_holds_until_
     assert len(search.winners) == 24
     assert [each.contact for each in search.answered()] == contacts[:1]
     assert 0.39 < network.now - started < 0.41
+
+
+async def test_a_reader_with_a_trust_list_asks_the_shared_key_only_when_no_bound_one_shows_a_live_record(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(8)
+    publisher = await nodes.start([nodes.nodes[0]], identity=AUTHOR)
+    await publisher.publish(NAME, b"v1")
+    asked: set[bytes] = set()
+    reader = nodes.nodes[1]
+    ask = reader.server.protocol.call_find_value
+
+    def note(contact: Contact, key: KeyNode, skip: int = 0) -> asyncio.Future[Outcome]:
+        asked.add(key.id)
+        return ask(contact, key, skip)
+
+    monkeypatch.setattr(reader.server.protocol, "call_find_value", note)
+    trust = [AUTHOR.publisher_id]
+    assert await reader.get(NAME, trust=trust) == b"v1"
+    assert asked == {bound_key(AUTHOR.public_key, NAME)}
+    await publisher.withdraw(NAME)
+    assert await reader.get(NAME, trust=trust) is None
+    assert asked == {bound_key(AUTHOR.public_key, NAME), shared_key(NAME)}

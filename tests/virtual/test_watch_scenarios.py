@@ -222,6 +222,23 @@ async def test_a_step_of_the_watchers_clock_ends_and_hides_nothing(
         assert log.since(0)[2:] == [("expired", b"v2")]
 
 
+@pytest.mark.parametrize("own", [-2 * HOUR, 2 * HOUR])
+async def test_a_watcher_whose_clock_is_corrected_as_a_publisher_reports_nothing_of_others_as_expired(
+    network: Network, monkeypatch: pytest.MonkeyPatch, own: float
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(8)
+    await (await nodes.start([nodes.nodes[0]], identity=identity(1))).publish(NAME, b"v1")
+    watcher = await nodes.start([nodes.nodes[0]], identity=identity(2))
+    watcher.host.clock.step(own)
+    async with watching(watcher, monkeypatch) as log:
+        await asyncio.sleep(30)
+        await watcher.publish("other", b"v1")
+        assert watcher.server.clock.correction == pytest.approx(-own * 1000, abs=1000)
+        await asyncio.sleep(HOUR)
+    assert log.kinds == ["published"]
+
+
 async def test_with_a_trust_list_nobody_else_is_reported(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = Nodes(network)
     await nodes.grow(6)
