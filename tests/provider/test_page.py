@@ -316,6 +316,9 @@ async def test_a_listener_that_takes_nothing_is_dropped_and_holds_up_nobody(app,
                 while (await message(response))["records"][0]["seq"] != seq:
                     pass
         assert len(feed.listeners) == 1
+        async with asyncio.timeout(5):
+            while len(runner.server.connections) > 1:  # noqa: ASYNC110  # nor does it keep its connection
+                await asyncio.sleep(0.01)
     writer.close()
     await runner.cleanup()
 
