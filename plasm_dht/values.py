@@ -28,6 +28,8 @@ Address = tuple[str, int]
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 # RFC 3986, 2, less what starts a query or a fragment.
 _URL_WITHOUT_QUERY = re.compile(r"[A-Za-z0-9\-._~:/\[\]@!$&'()*+,;=%]+")
+# Who logs in, and with which password: a refusal gets into whatever log it goes to.
+_LOGIN = re.compile("//.*@")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20})(?:[eE][+-]?[0-9]{1,3})?")
 
@@ -241,6 +243,7 @@ def _shown(value: object) -> str:
         text = repr(value).lower() if isinstance(value, bool) else repr(value)
     except (ValueError, RecursionError):  # an int of more than 4,300 digits, tables within tables without end
         return f"a {type(value).__name__} too large to show"
+    text = _LOGIN.sub("//...@", text)
     return text if len(text) <= 100 else text[:97] + "..."
 
 

@@ -148,7 +148,7 @@ WRONG_VALUES = [
     ("provider", 'base_url = "http://a:99999/"', "99999", "https://HOST"),
     ("provider", 'base_url = "http://[::1/"', "'http://[::1/'", "https://HOST"),
     ("provider", 'base_url = "http://a/b?c"', "'http://a/b?c'", "without user, query"),
-    ("provider", 'base_url = "http://me@a/"', "'http://me@a/'", "without user"),
+    ("provider", 'base_url = "http://me@a/"', "'http://...@a/'", "without user"),
     ("provider", 'base_url = "http://a/b c"', "'http://a/b c'", "percent-encoded"),
     ("provider", "dht = 7", "7", "table"),
     ("provider.dht", 'host = ""', "''", "IP address or a host name"),
@@ -255,6 +255,21 @@ def test_a_wrong_value_that_was_typed_is_refused_with_the_flag_or_variable(
 ) -> None:
     text = refusal(write(WHOLE), typed(key, value, "PLASM_DHT_X"))
     assert text.startswith(f"PLASM_DHT_X: {key} = ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["http://me:hunter2@h/x", "http://me:a/@ hunter2@h", f"https://{'me' * 30}:hunter2{'x' * 60}@h", "//hunter2@h:1"],
+)
+@pytest.mark.parametrize(
+    "key", ["provider.base_url", "provider.dht.bootstrap", "provider.http_host", "provider.http_port"]
+)
+def test_a_password_that_stands_in_a_wrong_value_is_not_quoted(key: str, text: str) -> None:
+    raw: object = [text] if key.endswith("bootstrap") else text
+    with pytest.raises(ConfigError) as caught:
+        load(None, [Override(key, raw, "--flag")])
+    assert "hunter2" not in str(caught.value)
+    assert "//...@" in str(caught.value)
 
 
 def test_a_wrong_value_in_the_file_is_refused_even_where_the_command_line_hides_it(write: Write) -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from plasm_dht.errors import IdentityError
-from plasm_dht.identity import Identity, parse_publisher_id, publisher_id, verify
+from plasm_dht.identity import MAX_KEY_FILE, Identity, parse_publisher_id, publisher_id, verify
 
 # RFC 8032, 7.1, TEST 2
 SECRET = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
@@ -118,6 +118,7 @@ def test_two_that_start_at_once_end_with_one_key(tmp_path: Path) -> None:
     [
         pytest.param(b"", id="empty"),
         pytest.param(b"\x00" * 100_000, id="something large"),
+        pytest.param(b"\n" * MAX_KEY_FILE + pem(Ed25519PrivateKey.generate()), id="a key behind more than is read"),
         pytest.param(pem(X25519PrivateKey.generate()), id="another kind of key"),
         pytest.param(pem(Ed25519PrivateKey.generate(), b"password"), id="encrypted"),
     ],

@@ -242,6 +242,15 @@ def test_hostile_msgpack_is_malformed(tail: bytes) -> None:
     assert reason(signed(body)) == "malformed"
 
 
+def test_what_is_nested_too_deep_to_be_read_where_the_stack_is_deep_already_is_malformed() -> None:
+    body = b"\x97" + umsgpack.packb("a") + umsgpack.packb(PUBLIC) + b"\x01\x01\x02\xc2" + b"\x91" * 800 + b"\xc0"
+
+    def below(calls: int) -> str | None:
+        return below(calls - 1) if calls else reason(signed(body))
+
+    assert below(500) == "malformed"
+
+
 # -- fields ----------------------------------------------------------------------------------------------------------
 
 GOOD: list[Any] = ["any/name", PUBLIC, 1, 2, 3, False, b"value"]

@@ -40,6 +40,11 @@ _MACHINE = {
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
+    # A quota, a limit of the size of a file, a disk that takes nothing: what cannot be read is the file's.
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_DIR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
 }
 _MAX_INTEGER = 2**63 - 1
 
@@ -250,7 +255,8 @@ def _unusable(path: Path, why: str) -> str:
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _MACHINE
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code in _MACHINE or code & 0xFF in _MACHINE
 
 
 def _check(connection: sqlite3.Connection) -> bool:

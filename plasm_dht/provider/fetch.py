@@ -356,7 +356,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientPayloadError):
         return "it broke off"
     # aiohttp quotes, over several lines, all that a server sent instead of HTTP, or as an address
-    text = printable(" ".join(str(error).split()))[:MAX_REASON] or type(error).__name__
+    said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    text = printable(" ".join(said[: 2 * MAX_REASON].split()))[:MAX_REASON] or type(error).__name__
     if isinstance(error, aiohttp.RedirectClientError):
         return f"it redirects to {text}, which is no http:// or https:// address"
     return text

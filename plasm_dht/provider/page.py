@@ -21,6 +21,7 @@ from urllib.parse import quote
 from aiohttp import hdrs, web
 
 from plasm_dht.config import format_address
+from plasm_dht.dht.limits import source_of
 from plasm_dht.dht.routing import Contact, PlasmRoutingTable
 from plasm_dht.provider.ipxe import BOOT_FILE
 from plasm_dht.provider.journal import Journal
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Pages that are open at once; each holds one of the server's connections for as long as it is.
 MAX_LISTENERS = 64
+# A quarter of them for what one client can come from, as with connections (`dht.limits.source_of`).
+MAX_PER_SOURCE = 16
 # How often it is looked whether something is new (s).
 TICK = 0.5
 # A line without content, so that proxies and browsers see that somebody is there (s).
@@ -183,7 +186,8 @@ class Feed:
 
     def add(self, request: web.Request) -> Listener | None:
         """A listener that gets all of the state at once; `None` when there are too many, or we stop."""
-        if self.closed or len(self.listeners) >= MAX_LISTENERS:
+        share = sum(_source(each) == _source(request) for each in self.listeners.values())
+        if self.closed or len(self.listeners) >= MAX_LISTENERS or share >= MAX_PER_SOURCE:
             return None
         listener = Listener()
         self.listeners[listener] = request
@@ -226,6 +230,10 @@ class Feed:
     def _tell_all(self, message: bytes) -> None:
         for listener in self.listeners:
             listener.tell(message)
+
+
+def _source(request: web.Request) -> str:
+    return source_of(request.remote) if request.remote else ""
 
 
 def _message(state: State) -> bytes:
@@ -298,7 +306,7 @@ async def _events(request: web.Request) -> web.StreamResponse:
         return web.Response(content_type="text/event-stream", headers=headers)
     listener = feed.add(request)
     if listener is None:
-        text = f"{MAX_LISTENERS} pages are open, which is all that are kept up to date at once\n"
+        text = f"{MAX_LISTENERS} pages are open, or {MAX_PER_SOURCE} of your address, which is all at once\n"
         raise web.HTTPServiceUnavailable(text=text, headers=headers | {hdrs.RETRY_AFTER: "10"})
     response = web.StreamResponse(headers=headers)
     response.content_type = "text/event-stream"

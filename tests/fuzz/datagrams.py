@@ -327,7 +327,7 @@ class World(Stage):
         own = 2 * len(NAMES)
         return {
             "verified": (len(node._verified._times), most), "silent": (len(node._silent._times), most),
-            "rate limit": (len(node._rate_limit._buckets), most),
+            "said": (len(node._said._ids), most), "rate limit": (len(node._rate_limit._buckets), most),
             "round trips": (len(node.round_trips._estimates), roundtrip.MAX_ADDRESSES),
             "recent round trips": (len(node.round_trips._recent), roundtrip.RECENT),
             # those that others cause, and those of the lookups, which have whom they ask say its id

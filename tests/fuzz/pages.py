@@ -193,6 +193,7 @@ class Server(Stage):
         journal.note("published", HOSTILE, HOSTILE)
         gateway.add_to(app, gateway.Gateway(self.node, table, [IDENTITIES[0].publisher_id]))
         page.add_to(app, table, journal, lambda target: [HOSTILE])
+        self.feed = app[page.FEED]
         site.metrics = Exposition(self.node, site.traffic).render
         return app
 
@@ -268,8 +269,9 @@ class Server(Stage):
         require(status in STATUSES, f"status {status}: {answer[:300]!r}")
 
     def check(self) -> None:
-        """No descriptor stays open, no connection is remembered."""
+        """No descriptor stays open, no connection and no page is remembered."""
         require(len(self.server.connections) <= 1, f"{len(self.server.connections)} connections are remembered")
+        require(not self.feed.listeners, f"{len(self.feed.listeners)} pages that were closed are kept up to date")
         require(descriptors() <= self.descriptors + 2, f"{descriptors()} descriptors, {self.descriptors} at first")
 
     def end(self) -> None:

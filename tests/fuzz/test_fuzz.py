@@ -228,6 +228,10 @@ def _forgetting_nothing(self: limits.Seen, address: Any, now: float) -> None:
     self._times[address] = now
 
 
+def _believing_for_ever(self: Any, address: Any, node_id: bytes, now: float) -> None:
+    self._ids[address] = node_id, now
+
+
 def _one_too_many(request: Any, file: Any) -> tuple[int, int] | None:
     asked = _range(request, file)
     return None if asked is None else (asked[0], min(asked[1] + 1, file.size))
@@ -332,6 +336,7 @@ PLANTED: list[tuple[str, Any, str, Any]] = [
     ("datagram", wire, "_DECODE_ERRORS", ()),
     ("datagram", wire, "MAX_DATAGRAM", 1400),
     ("datagram", limits.Seen, "add", _forgetting_nothing),
+    ("datagram", limits.Said, "add", _believing_for_ever),
     ("datagram", ids, "is_askable", lambda node: True),
     ("datagram", storage, "verify", lambda record: 1 / 0),
     ("record", storage, "verify", lambda record: True),
@@ -346,6 +351,7 @@ PLANTED: list[tuple[str, Any, str, Any]] = [
     ("page", web, "_logger", lambda: None),
     ("page", os, "close", lambda descriptor: None),
     ("page", page, "escape", str),
+    ("page", page.Feed, "remove", lambda self, listener: None),
     ("page", gateway.Pointer, "decode", lambda value: manifest.Pointer(OTHER, "1", "x", bytes(32), 1)),
     ("socket", udp, "MAX_READ", 4000),
     ("socket", mmsg.Batches, "_sender", lambda self, name: ("127.0.0.1", 1)),

@@ -216,7 +216,7 @@ async def test_files_that_change_while_they_are_downloaded(shop: Shop, folder: P
         shop.answers.clear()  # from now on all of it is new
         raise web.HTTPServiceUnavailable
 
-    shop.answers["vmlinuz"] = answer
+    shop.answers["vmlinuz"] = shop.answers["initrd.gz"] = answer  # whichever is asked for first
     new = shop.record()
     assert (await load(folder, [old], [new])).record == new
     assert content(folder)["vmlinuz"] == b"new"
@@ -338,3 +338,18 @@ async def test_a_server_that_never_answers_is_left(shop: Shop, folder: Path, mon
     shop.answers["manifest.json"] = answer
     with pytest.raises(UnavailableError, match="does not answer"):
         await load(folder, [shop.record()])
+
+
+async def test_what_is_no_http_is_quoted_in_a_few_words(folder: Path) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.2 " + b"\xb4\n" * 60_000)
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    shop = Shop(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with server:
+        with pytest.raises(UnavailableError) as caught:
+            await load(folder, [shop.record()])
+    assert str(caught.value).startswith(f"{shop.url}/manifest.json: Bad status line: ")
+    assert "SSH-2.0-OpenSSH_9.2" in str(caught.value)
+    assert len(str(caught.value)) < 2 * module.MAX_REASON

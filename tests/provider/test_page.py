@@ -274,6 +274,30 @@ async def test_more_pages_than_are_kept_up_to_date_are_asked_to_come_again(clien
     other.close()
 
 
+async def test_one_client_takes_no_more_than_its_share_of_the_pages(app, monkeypatch):
+    monkeypatch.setattr(page, "MAX_PER_SOURCE", 2)
+    runner, port = await serve(app, "127.0.0.1", 0)
+    one, other = (
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=aiohttp.TCPConnector(limit=0, local_addr=(host, 0)))
+        for host in ("127.0.0.2", "127.0.0.3")
+    )
+    async with one, other:
+        first, second = [await one.get("/events") for _ in range(2)]
+        async with one.get("/events") as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "10")
+            assert "2 of your address" in await response.text()
+        async with other.get("/events") as response:
+            assert response.status == 200
+        first.close()
+        async with asyncio.timeout(3):
+            while len(app[page.FEED].listeners) > 1:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.05)
+        async with one.get("/events") as response:
+            assert response.status == 200
+        second.close()
+    await runner.cleanup()
+
+
 async def test_a_listener_that_takes_nothing_is_dropped_and_holds_up_nobody(app, told, monkeypatch):
     monkeypatch.setattr(page, "TICK", 0.02)
     monkeypatch.setattr(page, "STALL", 0.3)
@@ -292,6 +316,9 @@ async def test_a_listener_that_takes_nothing_is_dropped_and_holds_up_nobody(app,
                 while (await message(response))["records"][0]["seq"] != seq:
                     pass
         assert len(feed.listeners) == 1
+        async with asyncio.timeout(5):
+            while len(runner.server.connections) > 1:  # noqa: ASYNC110  # nor does it keep its connection
+                await asyncio.sleep(0.01)
     writer.close()
     await runner.cleanup()
 
