@@ -5,6 +5,7 @@ same, until the routing table changes or what is held under its key: a popular n
 """
 
 from collections.abc import Collection
+from operator import attrgetter
 from typing import TypeAlias
 
 from plasm_dht.clock import Clock
@@ -14,6 +15,8 @@ from plasm_dht.dht.storage import RecordStorage
 
 # Answers that are kept, of about 1 KiB each.
 KEPT = 1024
+
+_LOOK_AT = attrgetter("look_at")
 
 # A result without the time at its end, whom it names, and until when it holds (monotonic).
 Found: TypeAlias = tuple[bytes, Collection[bytes], float]
@@ -74,7 +77,7 @@ class Answers:
             return None
         nearest, is_named = self._nearest(key, asker)
         result = wire.found_result([holding.envelope for holding in held], nearest, skip)
-        made = result, frozenset(nearest), min(holding.look_at for holding in held)
+        made = result, frozenset(nearest), min(map(_LOOK_AT, held))
         if not skip:
             self._make_room()
             if is_named:  # the answer of the key itself names it, and must not
