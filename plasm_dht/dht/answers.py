@@ -1,10 +1,11 @@
 """What a node says to `find_node` and `find_value`: the closest contacts, and what it holds.
 
-An answer is made of contacts that are encoded already. One that shows what is held is kept for the next who asks the
-same, until the routing table changes or what is held under its key: a popular name is asked for by everybody.
+An answer is made of contacts that are encoded already. One that shows what is held is kept when it is asked for again,
+until the routing table changes or what is held under its key: a popular name is asked for by everybody.
 """
 
 from collections.abc import Collection
+from operator import attrgetter
 from typing import TypeAlias
 
 from plasm_dht.clock import Clock
@@ -12,8 +13,10 @@ from plasm_dht.dht import wire
 from plasm_dht.dht.routing import PlasmRoutingTable
 from plasm_dht.dht.storage import RecordStorage
 
-# Answers that are kept, of about 1 KiB each.
+# Answers that are kept, of about 1 KiB each, and keys of which is known that they were asked for.
 KEPT = 1024
+
+_LOOK_AT = attrgetter("look_at")
 
 # A result without the time at its end, whom it names, and until when it holds (monotonic).
 Found: TypeAlias = tuple[bytes, Collection[bytes], float]
@@ -39,6 +42,7 @@ class Answers:
         self._found: dict[bytes, Found] = {}
         self._found_for: dict[bytes, dict[bytes, Found]] = {}  # by whom it must not name
         self._made = 0
+        self._asked: set[bytes] = set()
         storage.on_shelved = self._forget_found
 
     def stamp(self) -> None:
@@ -74,7 +78,12 @@ class Answers:
             return None
         nearest, is_named = self._nearest(key, asker)
         result = wire.found_result([holding.envelope for holding in held], nearest, skip)
-        made = result, frozenset(nearest), min(holding.look_at for holding in held)
+        if key not in self._asked:  # of many names most are asked for once: to keep that takes as long as to answer
+            if len(self._asked) >= KEPT:
+                self._asked.clear()
+            self._asked.add(key)
+            return result, (), 0.0
+        made = result, frozenset(nearest), min(map(_LOOK_AT, held))
         if not skip:
             self._make_room()
             if is_named:  # the answer of the key itself names it, and must not

@@ -394,7 +394,8 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         elif contact is None:
             return
         elif not self.is_known(contact):  # an id that somebody named does not enter, and drives out nobody
-            self._meet(call.address, contact.id, self.router.at(call.address))
+            if self.source_node.id != ids.TRANSIENT_ID:  # who will not stay asks for no more ids than a lookup needs
+                self._meet(call.address, contact.id, self.router.at(call.address))
             return
         if self.router.add_contact(contact):
             self._on_contact(contact)

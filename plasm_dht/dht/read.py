@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any
 
 from plasm_dht.clock import Clock, NetworkTime, reader_time
-from plasm_dht.dht import density, ids
+from plasm_dht.dht import density, ids, wire
+from plasm_dht.dht.candidate import Candidate
 from plasm_dht.dht.find import RecordLookup, live
-from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, Hole, NodeLookup, beyond
+from plasm_dht.dht.lookup import LOOKUP_TIMEOUT, Asker, Hole, NodeLookup, beyond
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.stats import FOUND, NO_ANSWER, NOT_FOUND
@@ -147,35 +148,52 @@ class Reader:
         """
         self._told = self._told or self._protocol.router.live()
         near = await self._neighbours([each for each in self._told if not each.is_stale][:COUNTED], deadline)
-        apart = {
-            own: nodes
-            for own, nodes in near.items()
+        apart = [
+            (own, nodes)
+            for own, nodes in near
             if len(nodes) < self._k or not any(_is_amid(key, own, nodes) for key in keys)
-        }
+        ]
         if not apart and self._protocol.router.live_count:
             place = max(
                 (random.getrandbits(ids.ID_BYTES * 8) for _ in range(PLACES)),
                 key=lambda each: min(each ^ key for key in keys),
             )
-            lookup = NodeLookup(self._protocol, place.to_bytes(ids.ID_BYTES), k=COUNTED, alpha=self._alpha)
-            apart = await self._neighbours(await lookup.run(deadline - asyncio.get_running_loop().time()), deadline)
+            census = Census(self._protocol, place.to_bytes(ids.ID_BYTES), k=COUNTED, alpha=self._alpha)
+            apart = [(place, nodes) for nodes in await census.take(deadline - asyncio.get_running_loop().time())]
         counts = [
-            density.node_count(sorted(each ^ own for each in nodes), [own ^ key for key in keys], self._k)
-            for own, nodes in apart.items()
+            density.node_count(sorted(each ^ there for each in nodes), [there ^ key for key in keys], self._k)
+            for there, nodes in apart
         ]
         known = sorted(count for count in counts if count is not None)
         return known[len(known) // 2] if known else None
 
-    async def _neighbours(self, contacts: Iterable[Contact], deadline: float) -> dict[int, list[int]]:
-        """The neighbours, by their ids, of each of the contacts that answer in time."""
+    async def _neighbours(self, contacts: Iterable[Contact], deadline: float) -> list[tuple[int, list[int]]]:
+        """The id of each of the contacts that answer in time, and those of its neighbours."""
         asked = {self._protocol.call_find_node(each, each): each.long_id for each in contacts}
         if asked:
             await asyncio.wait(asked, timeout=max(deadline - asyncio.get_running_loop().time(), 0))
-        return {
-            own: [int.from_bytes(node.id) for node in found.nodes]
+        return [
+            (own, [int.from_bytes(node.id) for node in found.nodes])
             for each, own in asked.items()
             if each.done() and (found := each.result()[1]) is not None
-        }
+        ]
+
+
+class Census(NodeLookup):
+    """Finds the k nodes closest to a place, and who is near it by the word of each."""
+
+    def __init__(self, protocol: Asker, key: bytes, *, k: int, alpha: int) -> None:
+        super().__init__(protocol, key, k=k, alpha=alpha)
+        self._named: dict[ids.Address, list[int]] = {}
+
+    def receive(self, candidate: Candidate, found: wire.Found) -> bool:
+        """Note whom it names: the closest need not be asked again who is near."""
+        self._named[candidate.contact.address] = [int.from_bytes(node.id) for node in found.nodes]
+        return False
+
+    async def take(self, timeout: float) -> list[list[int]]:
+        """The ids that each of the closest named, and its own."""
+        return [[each.long_id, *self._named[each.address]] for each in await self.run(timeout)]
 
 
 async def _together(running: Sequence[Coroutine[Any, Any, Any]]) -> None:

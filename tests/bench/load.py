@@ -82,17 +82,17 @@ class Count:
 class Lane:
     """One socket, the requests that it sends over and over, and those of them that wait for a reply.
 
-    `mark(index)` makes the four bytes that a reply to a request has at `id_at`.
+    It begins with the one at `first`. `mark(index)` makes the four bytes that a reply to a request has at `id_at`.
     """
 
-    def __init__(self, sock: socket.socket, requests: Sequence[bytes], window: int) -> None:
+    def __init__(self, sock: socket.socket, requests: Sequence[bytes], window: int, first: int = 0) -> None:
         self.sock = sock
         self.window = window
         self.requests = list(requests)
         self.count = Count()
         self.waiting: set[int] = set()
         self._given_up: set[int] = set()  # counted as lost, but may still come: a busy machine can be that slow
-        self._next = 0
+        self._next = first
         self._since_sample = 0
         self._out = ctypes.create_string_buffer(b"".join(requests))
         offsets, offset = [], 0

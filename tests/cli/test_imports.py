@@ -65,6 +65,8 @@ DEAR = {
 }
 # What `get` does not need of ours: it publishes nothing, holds nothing, serves nothing.
 NOT_FOR_GET = {
+    "ctypes",
+    "plasm_dht.dht.mmsg",
     "sortedcontainers",
     "statistics",
     "plasm_dht.dht.due",

@@ -129,8 +129,22 @@ def made(here: Setting, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return keys
 
 
+def test_what_is_asked_for_once_is_not_kept(here: Setting) -> None:
+    names = [f"name/{number}" for number in range(2 * KEPT)]
+    for name in names:
+        here.storage.store(shared_key(name), record(name=name).envelope)
+    here.answers.stamp()
+    for name in names:
+        here.answers.find_value(ID, shared_key(name), here.named_at(ASKER))
+        assert not here.answers._found
+        assert len(here.answers._asked) <= KEPT
+    here.answers.find_value(ID, shared_key(names[-1]), here.named_at(ASKER))
+    assert list(here.answers._found) == [shared_key(names[-1])]
+
+
 def test_what_is_asked_again_is_not_made_again(here: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     here.storage.store(KEY, record().envelope)
+    here.found()
     nearest = here.router.closest(int.from_bytes(KEY), 1)[0]
     keys = made(here, monkeypatch)
     for asker in (ASKER, nearest.address):  # whom the answer names gets one of its own
@@ -144,7 +158,7 @@ def test_what_is_asked_again_is_not_made_again(here: Setting, monkeypatch: pytes
 def test_a_store_forgets_the_answers_of_its_own_key_alone(here: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     here.storage.store(KEY, record().envelope)
     nearest = here.router.closest(int.from_bytes(KEY), 1)[0]
-    for asker in (ASKER, nearest.address):
+    for asker in (ASKER, ASKER, nearest.address):
         here.found(asker=asker)
     other = "/phase/other/arm64/manifest"
     keys = made(here, monkeypatch)
@@ -165,7 +179,7 @@ def test_endless_keys_and_askers_keep_no_endless_answers(here: Setting) -> None:
     here.answers.stamp()
     most = 0
     for key in map(shared_key, names):
-        for asker in (ASKER, *(near.address for near in here.router.closest(int.from_bytes(key), 6))):
+        for asker in (ASKER, ASKER, *(near.address for near in here.router.closest(int.from_bytes(key), 6))):
             here.answers.find_value(ID, key, here.named_at(asker))
         most = max(most, len(here.answers._found) + sum(map(len, here.answers._found_for.values())))
     assert KEPT - 7 < most <= KEPT

@@ -513,6 +513,7 @@ async def test_each_source_address_has_a_limit_of_its_own() -> None:
         for _ in range(40):
             for flood in floods:
                 flood.send(node.address, "ping", bytes(20))
+        await until(lambda: node.protocol.stats.received == 200)
         await until(lambda: all(flood.responses.qsize() >= 10 for flood in floods))
         assert all(flood.responses.qsize() <= 12 for flood in floods)
         answered = sum(flood.responses.qsize() for flood in floods)

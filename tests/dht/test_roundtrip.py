@@ -76,6 +76,8 @@ def test_the_median_is_of_recent_answers() -> None:
     for port in range(64):
         trips.sample(("192.0.2.8", port), 0.02)
     assert trips.slow_after(NEW) == pytest.approx(0.04)
+    trips.sample(FAR, 3.0)
+    assert trips.slow_after(NEW) == pytest.approx(0.04)  # not of the mean
 
 
 def test_memory_is_bounded_and_the_longest_unused_goes_first() -> None:

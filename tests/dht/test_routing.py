@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kademlia.node import Node
 
 from plasm_dht.dht.ids import encode_node
-from plasm_dht.dht.routing import Contact, PlasmRoutingTable, network_of
+from plasm_dht.dht.routing import Contact, PlasmRoutingTable, _closest, network_of
 from tests.dht.support import HERE, ManualClock, node_id
 
 OWN = 1 << 159 | 12345
@@ -100,6 +100,16 @@ def test_the_closest_are_exact_among_thousands(k: int) -> None:
         assert ids(router.closest(key, k)) == live[:k]
         for _ in range(3):
             assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
+
+
+@pytest.mark.parametrize("k", [1, 8, 20])
+def test_the_closest_are_exact_where_the_half_of_the_key_has_just_k_or_one_fewer_or_more(k: int) -> None:
+    drawn = random.Random(k)
+    for half, near, far in itertools.product((0, 1), range(max(k - 2, 0), k + 3), (3 * k, 40 * k)):
+        key = half << 159 | drawn.getrandbits(159)
+        members = [half << 159 | drawn.getrandbits(159) for _ in range(near)]
+        members += [(1 - half) << 159 | drawn.getrandbits(159) for _ in range(far)]
+        assert _closest(sorted(members), key, k) == sorted(members, key=key.__xor__)[:k]
 
 
 def test_contacts_that_differ_in_their_last_bits_alone_are_told_apart() -> None:

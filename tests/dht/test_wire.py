@@ -184,6 +184,21 @@ def test_every_reply_to_find_value_fits_a_datagram(
         assert len(expected["nodes"][:4]) - len(reply["nodes"][:4]) in (0, 1)
 
 
+@given(envelopes, st.lists(nodes, max_size=40), st.integers(2**40, 2**42))
+def test_a_reply_with_one_envelope_has_the_bytes_of_umsgpack_and_all_nodes_that_fit(
+    envelope: bytes, near: list[NodeTuple], now: int
+) -> None:
+    def packed(count: int) -> bytes:
+        named = [tuple(node) for node in near[:count]]
+        return umsgpack.packb({"value": envelope, "records": [], "nodes": named, "more": False, "now": now})
+
+    result = wire.found_result([envelope], [encode_node(*node) for node in near]) + wire.time_result(now)
+    count = len(umsgpack.unpackb(result)["nodes"])
+    assert result == packed(count)
+    assert 21 + len(result) <= 1232
+    assert count == len(near) or 21 + len(packed(count + 1)) > 1232 - 4  # room is kept for longer headers
+
+
 @given(st.lists(nodes, max_size=60))
 def test_every_list_of_nodes_fits_a_datagram(near: list[NodeTuple]) -> None:
     reply = named(near)

@@ -335,6 +335,7 @@ class World(Stage):
             "deferred": (len(node._deferred), pings),
             "calls": (len(node._calls), pings * 2 + 8 + 100 * (TASKS + 2 * 4 + 4)),
             "found": (len(node._answers._found), answers.KEPT),
+            "asked": (len(node._answers._asked), answers.KEPT),
             "found for": (sum(map(len, node._answers._found_for.values())), answers.KEPT),
             "records": (store.records, store.max_records + own), "bytes": (store.bytes, store.max_bytes + 1000 * own),
             "publishers": (publishers, storage.MAX_PUBLISHERS + 1), "buckets": (len(router.buckets), 161 * 32),

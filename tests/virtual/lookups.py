@@ -127,6 +127,22 @@ async def gets(
     return figures
 
 
+async def calls(tap: Tap, gates: Sequence[Node], names: Sequence[str], count: int) -> Figures:
+    """The gets of callers that do not stay, one after the other, each through one of the nodes; joining is included."""
+    figures = Figures()
+    nodes = Nodes(tap)
+    tap.start()
+    for _ in range(count):
+        started = tap.now
+        caller = await nodes.start([random.choice(gates)], node_id=ids.TRANSIENT_ID)
+        figures.missed += await caller.get(random.choice(names)) is None
+        figures.took.append(tap.now - started)
+        await caller.close()
+    await asyncio.sleep(AFTERWARDS)
+    figures.causes = tap.causes
+    return figures
+
+
 async def node_lookups(tap: Tap, readers: Sequence[Node], count: int) -> tuple[Figures, float]:
     """Lookups of random ids, and how many of the truly closest living nodes they found, as a share."""
     figures, shares = Figures(), []
@@ -167,6 +183,7 @@ async def report(nodes: Nodes, share: float, count: int) -> None:
     lines.append(f"  in a minute   {await gets(tap, living, names, count, over=60.0)}")
     nothing = [f"/phase/nothing/{number}/manifest" for number in range(PUBLISHERS)]
     lines.append(f"  of nothing    {await gets(tap, living, nothing, count, found=False)}")
+    lines.append(f"  by callers    {await calls(tap, living, names, count)}")
     figures, exact = await node_lookups(tap, living, min(count, len(living)))
     lines.append(f"  of nodes      {figures}; {exact:.2%} of the closest")
     print("\n".join(lines), flush=True)  # noqa: T201

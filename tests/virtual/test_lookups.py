@@ -46,6 +46,10 @@ async def test_with_everybody_alive_lookups_are_exact_and_cheap(tap: Tap) -> Non
     later = await lookups.gets(tap, nodes.nodes, NAMES, 100, over=60.0)
     assert later.missed == 0
     assert later.datagrams < 20
+    calls = await lookups.calls(tap, nodes.nodes, NAMES, 100)  # each has one node to start from
+    assert calls.missed == 0
+    assert calls.quantile(0.5) < 0.38
+    assert calls.datagrams < 29
     publisher = next(node for node in nodes.nodes if node.server.identity)
     tap.start()
     await publisher.publish("another/name", b"v1")
@@ -88,6 +92,26 @@ async def test_on_a_lan_a_get_does_not_wait_for_the_quarter_that_died_a_moment_a
     assert gets.missed == 0
     assert gets.quantile(1) < 0.020
     assert gets.datagrams < 20
+
+
+async def test_the_next_is_asked_as_soon_as_one_has_answered_and_not_in_rounds(network: Network) -> None:
+    network.conditions = Conditions(latency=0.01, sigma=0)
+    nodes = Nodes(network)
+    reader, *_ = await nodes.grow(30)
+    await asyncio.sleep(10)
+    protocol, key = reader.server.protocol, bytes(range(20))
+    far = protocol.router.closest(int.from_bytes(key), 1)[0]  # of the three that are asked first
+    host = next(node.host for node in nodes.nodes if node.address == far.address)
+    for link in ((reader.host, host), (host, reader.host)):
+        network.link(*link, Conditions(latency=0.1, sigma=0))
+    for _ in range(10):
+        await reader.host.run(ping(protocol, far))  # so that it is as fast as expected
+    network.observe()
+    started = network.now
+    await reader.host.run(lookups.lookup(reader.server, key))
+    sent = [each for each in network.record if each[1] == reader.address and each[3] == "find_node"]
+    assert sum(at == started for at, *_ in sent) == 3
+    assert sum(at < started + 0.19 for at, *_ in sent) > 12  # two every 20 ms besides the far one; in rounds only three
 
 
 async def test_a_publish_looks_up_and_stores_under_both_keys_at_the_same_time(tap: Tap) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+from collections import Counter
 
 import pytest
 from kademlia.node import Node as KeyNode
 
 from plasm_dht.dht.find import RecordLookup
 from plasm_dht.dht.ids import TRANSIENT_ID
+from plasm_dht.dht.read import _is_amid
 from plasm_dht.dht.routing import Contact
 from plasm_dht.dht.wire import Outcome
 from plasm_dht.record import Record, bound_key, shared_key, sign
@@ -17,6 +19,7 @@ from tests.virtual.nodes import PORT, Node, Nodes, everywhere, identity
 NAME = "/phase/stable/arm64/manifest"
 AUTHOR = identity(1)
 HOUR = 3600.0
+FIND = "find_node"
 
 
 def signed(node: Node, value: bytes, seq: int) -> Record:
@@ -225,6 +228,42 @@ async def test_a_caller_that_does_not_stay_asks_few_how_many_nodes_there_are(net
     await asyncio.sleep(10)
     some = nearest(nodes)[7]
     assert await asked([some]) == [some.address]
+
+
+async def test_a_caller_that_does_not_stay_pings_nobody_who_shows_the_record(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(60)
+    await asyncio.sleep(10)
+    holders, gate = nearest(nodes)[:20], nearest(nodes)[-1]
+    record = signed(gate, b"v1", 1)
+    for node in holders:
+        node.server.storage[shared_key(NAME)] = record.envelope
+    caller = await nodes.start([gate], node_id=TRANSIENT_ID)
+    network.observe()
+    assert await caller.get(NAME) == b"v1"
+    await asyncio.sleep(1)
+    pinged = {target for _, source, target, kind, _ in network.record if source == caller.address and kind == "ping"}
+    assert pinged.isdisjoint(node.address for node in holders)
+
+
+async def test_nodes_far_from_the_keys_are_asked_once_who_is_near_them(network: Network) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(60)
+    await asyncio.sleep(10)
+    key = int.from_bytes(shared_key(NAME))
+
+    def may_be_amid_a_crowd(node: Node) -> bool:
+        own = node.server.node.long_id
+        return _is_amid(key, own, [each.long_id for each in node.server.protocol.router.closest(own, 20)])
+
+    gate = next(node for node in nearest(nodes) if may_be_amid_a_crowd(node))
+    caller = await nodes.start([gate], node_id=TRANSIENT_ID)
+    network.observe()
+    await caller.get(NAME)
+    asked = Counter(target for _, source, target, kind, _ in network.record if (source, kind) == (caller.address, FIND))
+    assert asked.pop(gate.address) == 2, "for its own neighbours, and who is near a place far off"
+    assert len(asked) >= 3
+    assert {*asked.values()} == {1}
 
 
 async def test_who_is_asked_beyond_a_crowd_is_asked_for_all_that_it_holds_until_the_deadline(network: Network) -> None:
