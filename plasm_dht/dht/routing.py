@@ -270,8 +270,9 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     def expire_stale(self) -> None:
         """Forget who has been stale for a day."""
         limit = self.clock.monotonic() - STALE_KEPT
-        for contact in [each for each in self._by_id.values() if each.is_stale and each.missed_since < limit]:
-            self._drop(contact, promote=True)
+        for contact in [self._by_id[each] for each in self._stale_ids]:
+            if contact.missed_since < limit:
+                self._drop(contact, promote=True)
 
     def closest(self, key: int, k: int, *, stale: bool = False) -> list[Contact]:
         """Exactly the k contacts of the smallest XOR distance to the key, nearest first; `stale`: only stale ones."""

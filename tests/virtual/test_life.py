@@ -31,7 +31,9 @@ def held_by(node: Node) -> Value | None:
 
 
 # Among 12 everybody is a holder; among 28, and one more each hour after that, a third of the readers are none.
-@pytest.mark.parametrize(("size", "ttl", "hours"), [(28, 3600, 24), (12, 6 * 3600, 8)])
+@pytest.mark.parametrize(
+    ("size", "ttl", "hours"), [(28, 3600, 8), pytest.param(28, 3600, 24, marks=pytest.mark.soak), (12, 6 * 3600, 8)]
+)
 async def test_a_record_is_found_while_its_publisher_lives_and_by_nobody_after(
     network: Network, size: int, ttl: int, hours: int
 ) -> None:
