@@ -46,11 +46,14 @@ class Guard:
 
 
 guard = Guard(all_off=True)  # of the test that runs now
-# The originals, while the guards are in place. The checker knows neither what is private to asyncio nor that a test may
-# replace it.
-_run_handle: Any = asyncio.Handle._run
-_handle_exception: Any = asyncio.BaseEventLoop.call_exception_handler
-_cancel_all_tasks: Any = asyncio.runners._cancel_all_tasks  # type: ignore[attr-defined]
+# Of any type: the guards replace what is private to asyncio.
+_handles: Any = asyncio.Handle
+_loops: Any = asyncio.BaseEventLoop
+_runners: Any = asyncio.runners
+# The originals, while the guards are in place.
+_run_handle = _handles._run
+_handle_exception = _loops.call_exception_handler
+_cancel_all_tasks = _runners._cancel_all_tasks
 
 
 def _guarded_run(handle: Any) -> None:
@@ -96,15 +99,15 @@ def pytest_configure(config: pytest.Config) -> None:
     drawn = config.getoption("--virtual-seed")
     seed = random.SystemRandom().randrange(2**32) if drawn == "random" else int(drawn)
     config.virtual_seed = seed  # type: ignore[attr-defined]  # pytest's way to hand something to fixtures
-    asyncio.Handle._run = _guarded_run  # type: ignore[method-assign,assignment]
-    asyncio.BaseEventLoop.call_exception_handler = _guarded_handle_exception  # type: ignore[assignment,method-assign]
-    asyncio.runners._cancel_all_tasks = _guarded_cancel_all_tasks  # type: ignore[attr-defined]
+    _handles._run = _guarded_run
+    _loops.call_exception_handler = _guarded_handle_exception
+    _runners._cancel_all_tasks = _guarded_cancel_all_tasks
 
 
 def pytest_unconfigure() -> None:
-    asyncio.Handle._run = _run_handle  # type: ignore[method-assign]
-    asyncio.BaseEventLoop.call_exception_handler = _handle_exception  # type: ignore[method-assign]
-    asyncio.runners._cancel_all_tasks = _cancel_all_tasks  # type: ignore[attr-defined]
+    _handles._run = _run_handle
+    _loops.call_exception_handler = _handle_exception
+    _runners._cancel_all_tasks = _cancel_all_tasks
 
 
 def pytest_report_header(config: pytest.Config) -> str:

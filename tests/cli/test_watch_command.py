@@ -216,8 +216,8 @@ async def test_when_whoever_reads_stdout_has_gone_it_ends(watch: Watch, node: Pr
     async with publisher(node) as server:
         await server.publish(record_name(TARGET), pointer("1"))
         await watcher.event()
-        transport = watcher.process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]  # asyncio lets go of a pipe no other way
-        transport.close()
+        process: Any = watcher.process  # of any type: asyncio lets go of a pipe no other way
+        process._transport.get_pipe_transport(1).close()
         await server.publish(record_name(TARGET), pointer("2"))
         async with asyncio.timeout(PATIENCE):
             assert await watcher.process.wait() == 141
