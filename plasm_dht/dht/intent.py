@@ -13,6 +13,8 @@ from plasm_dht.record import MAX_SEQ, MAX_TTL, Record, Value, sign
 # Sequence numbers of ours that are remembered, to tell them from another node's with the same key: this many, and
 # more while too few holders acknowledge any.
 SIGNED_REMEMBERED, SIGNED_IN_VAIN = 16, 1024
+# Holders of one key that have to acknowledge, if that many neighbours answered.
+LEAST_HOLDERS = 3
 # A tombstone lives at least this long (ms).
 LEAST_TOMBSTONE = 1000
 
@@ -135,9 +137,19 @@ class Round:
     told: set[Address] = field(default_factory=set)
     refused: Counter[str] = field(default_factory=Counter)
     samples: list[int] = field(default_factory=list)
-    # The clocks of those who refused it for its time, by reason.
+    # The clocks of those who refused it for its time, by reason; and the key and the address of each.
     mistimed: dict[str, list[int]] = field(default_factory=lambda: {"clock": [], "expired": []})
+    contradicting: set[tuple[bytes, Address]] = field(default_factory=set)
     newer: list[bytes] = field(default_factory=list)
+
+    def is_enough(self, key: bytes, near: set[Address], acknowledged: set[Address]) -> bool:
+        """Whether enough of the neighbours near the key acknowledged the record: three, or all where there are fewer.
+
+        Who refused it for its time need not, while no more do so than acknowledge it: their clock is wrong, not ours.
+        """
+        told = len(near & acknowledged)
+        mistaken = sum((key, address) in self.contradicting for address in near)
+        return told >= LEAST_HOLDERS or (told >= max(mistaken, 1) and told + mistaken == len(near))
 
     def __str__(self) -> str:
         if not self.asked:

@@ -26,8 +26,6 @@ from plasm_dht.record import Record, Value, bound_key, decode, shared_key, verif
 
 log = logging.getLogger(__name__)
 
-# Holders of one key that have to acknowledge, if that many neighbours answered.
-LEAST_HOLDERS = 3
 # Rounds of signing anew when holders know a newer record, or that our clock is wrong.
 ROUNDS = 3
 # First and longest wait before a holder that is owed a change is asked again (s).
@@ -192,9 +190,9 @@ class Publisher:
         for (key, _), (contact, future) in stores.items():
             self._tally(intent, outcome, key, contact, await future)
         for key, contacts in closest.items():
-            acknowledged = sum(contact.address in intent.acknowledged(key, record) for contact in contacts)
-            alone = not contacts and len(self._protocol.router) == 0
-            if acknowledged < min(LEAST_HOLDERS, max(len(contacts), 1)) and not alone:
+            near = {contact.address for contact in contacts}
+            alone = not near and len(self._protocol.router) == 0
+            if not alone and not outcome.is_enough(key, near, intent.acknowledged(key, record)):
                 outcome.enough = False
         return outcome, closest
 
@@ -258,6 +256,7 @@ class Publisher:
         outcome.refused[stored.reason or "unspecified"] += 1
         if stored.reason in outcome.mistimed and stored.now is not None:
             outcome.mistimed[stored.reason].append(stored.now)
+            outcome.contradicting.add((key, contact.address))
         if stored.held is not None:
             outcome.newer.append(stored.held)
 

@@ -5,10 +5,10 @@ import contextlib
 
 import pytest
 
-from plasm_dht.dht.intent import Intent
+from plasm_dht.dht.intent import Intent, Round
 from plasm_dht.dht.refresh import LIMIT, Refresher, retry_delay
 from plasm_dht.errors import RecordError
-from tests.dht.support import START, HalfManualClock, ManualClock, until
+from tests.dht.support import START, HalfManualClock, ManualClock, record, until
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,27 @@ from tests.dht.support import START, HalfManualClock, ManualClock, until
 )  # fmt: skip
 def test_a_failed_refresh_is_tried_again_after(failures: int, left: float, expected: float) -> None:
     assert retry_delay(failures, left) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("near", "told", "mistaken", "expected"),
+    [
+        (20, 3, 0, True), (20, 2, 0, False), (3, 3, 0, True), (3, 2, 0, False), (2, 1, 0, False), (1, 1, 0, True),
+        (0, 0, 0, False), (1, 0, 0, False), (1, 0, 1, False),  # one at least
+        (3, 2, 1, True), (2, 1, 1, True), (4, 2, 2, True), (4, 2, 1, False), (20, 2, 2, False),
+        (3, 1, 2, False), (5, 2, 3, False), (20, 3, 17, True),
+    ],
+)  # fmt: skip
+def test_a_round_is_enough_when_three_acknowledge_or_all_whose_clock_does_not_contradict(
+    near: int, told: int, mistaken: int, expected: bool
+) -> None:
+    neighbours = [(f"127.0.0.{number}", 8468) for number in range(near)]
+    outcome = Round(record())
+    # under another key, or by who is not near, it does not count
+    outcome.contradicting |= {(b"shared", each) for each in neighbours} | {(b"bound", ("127.0.1.1", 8468))}
+    outcome.contradicting |= {(b"bound", each) for each in neighbours[near - mistaken :]}
+    acknowledged = {*neighbours[:told], ("127.0.1.2", 8468), ("127.0.1.3", 8468), ("127.0.1.4", 8468)}
+    assert outcome.is_enough(b"bound", set(neighbours), acknowledged) is expected
 
 
 async def nothing(name: str) -> None:

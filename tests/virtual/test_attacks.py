@@ -577,6 +577,30 @@ async def test_a_holder_with_a_wrong_clock_harms_only_itself(network: Network, h
     assert await everywhere(right, lambda node: node.get(NAME)) == [None] * 8
 
 
+@pytest.mark.parametrize(("neighbours", "wrong", "enough"), [(2, [2], True), (3, [-2], True), (3, [2, -2], False)])
+async def test_a_publisher_with_few_neighbours_does_not_wait_for_one_whose_clock_is_wrong(
+    network: Network, caplog: pytest.LogCaptureFixture, neighbours: int, wrong: list[int], enough: bool
+) -> None:
+    nodes = Nodes(network)
+    await nodes.grow(neighbours)
+    for node, hours in zip(nodes.nodes, wrong, strict=False):
+        node.host.clock.step(hours * 3600)
+    publisher = await nodes.start([nodes.nodes[-1]], identity=identity(1))
+    await publisher.publish(NAME, b"v1")
+    await asyncio.sleep(600)  # as long as ten further tries would take
+    stats = publisher.server.protocol.stats
+    assert publisher.server.clock.correction == 0
+    if not enough:  # who wins it over does not outvote more of whom it cannot know that they are wrong
+        assert stats.rounds_failed > 5
+        return
+    assert (stats.rounds_done, stats.rounds_failed) == (1, 0)
+    assert "too few holders" not in caplog.text
+    nodes.nodes[0].host.clock.step(-wrong[0] * 3600)  # it is asked again, as whoever is owed something is
+    await asyncio.sleep(61)
+    assert await nodes.nodes[0].get(NAME) == b"v1"
+    assert nodes.nodes[0].server.storage.get(BOUND) is not None
+
+
 @pytest.mark.parametrize("own", [-24, -2, 2, 24], ids="{} h".format)
 async def test_a_reader_with_a_wrong_clock_is_not_left_alone_with_it_by_a_holder_with_another(
     network: Network, own: int
