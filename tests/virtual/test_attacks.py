@@ -13,7 +13,7 @@ from plasm_dht.dht import wire
 from plasm_dht.dht.candidate import Candidate
 from plasm_dht.dht.find import MAX_IN_REPLY, RecordLookup
 from plasm_dht.dht.ids import TRANSIENT_ID, NodeTuple
-from plasm_dht.dht.lookup import NodeLookup
+from plasm_dht.dht.lookup import ROOTS, NodeLookup
 from plasm_dht.dht.protocol import PlasmProtocol
 from plasm_dht.dht.routing import Contact
 from plasm_dht.record import Record, bound_key, shared_key, sign
@@ -109,9 +109,12 @@ async def test_whoever_names_what_is_not_there_is_believed_no_further(network: N
 
 
 def answer_all(
-    monkeypatch: pytest.MonkeyPatch, protocol: PlasmProtocol, name: Callable[[], Iterable[NodeTuple]]
+    monkeypatch: pytest.MonkeyPatch, protocol: PlasmProtocol, name: Callable[[], Iterable[NodeTuple]], other: int = 0
 ) -> None:
-    """Have whoever is asked by this node answer after 10 ms, with such nodes, and as whom it was named."""
+    """Have whoever is asked by this node answer after 10 ms, with such nodes, and as whom it was named.
+
+    With `other` as somebody else, whose id differs in these bits.
+    """
 
     def answer(result: object) -> asyncio.Future[wire.Outcome]:
         loop = asyncio.get_running_loop()
@@ -120,11 +123,12 @@ def answer_all(
         return future
 
     monkeypatch.setattr(protocol, "call_find_node", lambda *_: answer(wire.Found([], list(name()))))
-    monkeypatch.setattr(protocol, "call_ping", lambda contact: answer(contact.id))
+    monkeypatch.setattr(protocol, "call_ping", lambda contact: answer((contact.long_id ^ other).to_bytes(20)))
 
 
+@pytest.mark.parametrize("far", [0, 1 << 159], ids=["as they are named", "as others, farther than all"])
 async def test_of_endless_nodes_that_all_answer_a_lookup_remembers_and_asks_so_many(
-    network: Network, monkeypatch: pytest.MonkeyPatch
+    network: Network, monkeypatch: pytest.MonkeyPatch, far: int
 ) -> None:
     nodes = Nodes(network)
     await nodes.grow(12)
@@ -139,8 +143,9 @@ async def test_of_endless_nodes_that_all_answer_a_lookup_remembers_and_asks_so_m
             yield NodeTuple(near.to_bytes(20), str(IPv4Address(0x0B000000 + random.getrandbits(24))), PORT)
 
     search = NodeLookup(node.server.protocol, key.to_bytes(20), k=20, alpha=3)
-    answer_all(monkeypatch, node.server.protocol, name_nearer)
-    assert len(await node.host.run(search.run())) == 20
+    answer_all(monkeypatch, node.server.protocol, name_nearer, far)
+    found = await node.host.run(search.run())
+    assert len(found) == 20 if not far else len(found) >= ROOTS  # who is another is forgotten, being the farthest
     assert len(remembered) == 200
     assert max(remembered) == 400 + 1  # and our own id, which is nobody to be asked
     assert len(search._own) == 11
