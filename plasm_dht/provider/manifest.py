@@ -30,6 +30,8 @@ MANIFEST_LIFETIME = 30 * 86_400_000
 REBUILD_AFTER = MANIFEST_LIFETIME // 2
 # A manifest of 1,000 artifacts has about 700 KiB; a client reads no more than this into memory (bytes).
 MAX_MANIFEST = 2**20
+# Two parts of 63 characters, and the slash.
+MAX_TARGET = 127
 # A record has 1,000 bytes, of which at least 670 are left for these three (bytes of UTF-8).
 MAX_URL = 480
 MAX_VERSION = 64
@@ -49,7 +51,8 @@ def check_target(text: str) -> str:
     parts = text.split("/")
     if len(parts) != 2 or not all(_PART.fullmatch(part) for part in parts):
         raise ArtifactsError(
-            f"{text!r} is no CHANNEL/ARCH: each part has 1 to 63 of a-z 0-9 . _ - and starts with a letter or a digit"
+            f"{text[:MAX_TARGET]!r} is no CHANNEL/ARCH: each part has 1 to 63 of a-z 0-9 . _ - and starts with "
+            "a letter or a digit"
         )
     if parts[0] == RESERVED_CHANNEL:
         raise ArtifactsError(f"{text!r}: the channel {RESERVED_CHANNEL!r} is the gateway's, use another name")
