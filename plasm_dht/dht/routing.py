@@ -6,10 +6,10 @@ nothing: it says whom to ping and is told who answered and who did not.
 
 import functools
 import ipaddress
+import itertools
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
@@ -28,8 +28,8 @@ NETWORK_SHARE = 2
 # Keys that agree in their first 8 bits are a cell: their closest contacts are among the same few, in tables of up to
 # some k * 2^8 contacts.
 CELL_SHIFT = ID_BYTES * 8 - 8
-# Bits below those in which all contacts around a cell agree that tell them apart: ints of one digit sort twice as fast.
-WINDOW = (1 << 30) - 1
+CELL_BITS = 2**8 - 1 << CELL_SHIFT
+ALL_BITS = 2 ** (ID_BYTES * 8) - 1
 # Depth of the buckets away from our own id: a bucket is split until its depth is a multiple of this (the paper, 4.2).
 SPLIT_BITS = 5
 # Multiples of k that are known at one distance before strangers from there are no longer pinged. One k is enough to
@@ -74,19 +74,6 @@ def _closest(ids: list[int], key: int, k: int) -> list[int]:
 
 def _discard(ids: list[int], each: int) -> None:
     del ids[bisect_left(ids, each)]
-
-
-class Around(NamedTuple):
-    """The live contacts among which are the k + 1 closest of every key in a cell; none where those are too many.
-
-    In what 30 bits from `shift` on say, none of them is like another: `encoded` has how the wire names each.
-    """
-
-    shift: int
-    encoded: dict[int, bytes]
-
-
-ONCE = Around(0, {})  # of a cell that was asked for once: to look around takes as long as three answers
 
 
 class Contact(Node):  # type: ignore[misc]  # the base library has no types
@@ -173,8 +160,8 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         self.buckets = [Bucket(0, 2 ** (ID_BYTES * 8) - 1, self.ksize, self.clock)]
         # Grows with each change of what is handed out.
         self.version = 0
-        # By cell of the key space (`closest_encoded`), until somebody comes or goes.
-        self._around: dict[int, Around] = {}
+        # By cell of the key space, until somebody comes or goes; all bits where it was asked for once.
+        self._deciding: dict[int, int] = {}
         # Sorted, so that the closest are found by halving the range.
         self._live_ids: list[int] = []
         self._stale_ids: list[int] = []
@@ -279,20 +266,21 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         ids = self._stale_ids if stale else self._live_ids
         return [self._by_id[each] for each in _closest(ids, key, k)]
 
-    def closest_encoded(self, key: int, k: int) -> list[bytes]:
-        """How the wire names the k live contacts closest to the key, nearest first."""
-        cell = key >> CELL_SHIFT
-        around = self._around.get(cell)
-        if around is None:
-            around = self._around[cell] = ONCE
-        elif around is ONCE:
-            around = self._look_around(cell)
-        if around.encoded and k <= self.ksize + 1:
-            nearest = sorted(around.encoded, key=(key >> around.shift & WINDOW).__xor__)[:k]
-            return list(map(around.encoded.__getitem__, nearest))
-        return [contact.encoded for contact in self.closest(key, k)]
+    def deciding_bits(self, key: int) -> int:
+        """Which bits decide: keys that are alike in them have the same k + 1 closest live contacts, in the same order.
 
-    def _look_around(self, cell: int) -> Around:
+        To look for them takes as long as to find those contacts, so it is all bits until a key like this comes again.
+        """
+        cell = key >> CELL_SHIFT
+        bits = self._deciding.get(cell)
+        if bits is None:
+            bits = self._deciding[cell] = ALL_BITS
+        elif bits == ALL_BITS:
+            bits = self._deciding[cell] = self._decide(cell)
+        return bits
+
+    def _decide(self, cell: int) -> int:
+        """The bits of the cell, and those in which any of the contacts among which are its keys' closest differ."""
         ids, least = self._live_ids, self.ksize + 1
         low, high = 0, len(ids)
         while high - low > least:
@@ -305,12 +293,10 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
             if near[1] - near[0] < least:
                 break
             low, high = near
-        there = ids[low:high] if high - low <= 3 * least else []
-        shift = max((there[0] ^ there[-1]).bit_length() - WINDOW.bit_length(), 0) if there else 0
-        there.sort(key=(cell << CELL_SHIFT).__xor__)  # what is nearly in order is sorted sooner
-        encoded = {each >> shift & WINDOW: self._by_id[each].encoded for each in there}
-        around = self._around[cell] = Around(shift, encoded if len(encoded) == len(there) else {})
-        return around
+        bits = CELL_BITS
+        for one, next_one in itertools.pairwise(ids[low:high]):
+            bits |= 1 << (one ^ next_one).bit_length() - 1
+        return bits
 
     def find_neighbors(self, node: Node, k: int | None = None, exclude: Node | None = None) -> list[Contact]:
         """The k closest live contacts, nearest first, without the node itself and whoever has `exclude`'s address."""
@@ -372,7 +358,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def _note_change(self) -> None:
         self.version += 1
-        self._around.clear()
+        self._deciding.clear()
 
     def _splits(self, bucket: Bucket) -> bool:
         return bool(bucket.has_in_range(self.node)) or bucket.depth() % SPLIT_BITS != 0

@@ -7,7 +7,7 @@ shape. A result is msgpack, ready to be sent behind the header of its response.
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -141,37 +141,41 @@ def stored_result(now: int, reason: str | None = None, held: bytes | None = None
     return _encode({"ok": reason is None, "reason": reason, "held": held, "now": now})
 
 
-def nodes_response(message_id: bytes, nodes: Sequence[bytes]) -> bytes:
-    """The datagram that answers `find_node`: as many of the encoded nodes as fit, the farthest left out."""
-    datagram = b"".join((RESPONSE, message_id, _array_header(len(nodes)), *nodes))
-    if len(datagram) <= MAX_DATAGRAM:  # nearly always
-        return datagram
-    count = _fitting(nodes, MAX_DATAGRAM - HEADER - 3)
-    return b"".join((RESPONSE, message_id, _array_header(count), *nodes[:count]))
+class Nodes(NamedTuple):
+    """Encoded nodes, nearest first, and the array of them, without the farthest where not all fit a datagram."""
+
+    names: Sequence[bytes]
+    array: bytes
+
+    @classmethod
+    def of(cls, names: Sequence[bytes]) -> "Nodes":
+        """These nodes."""
+        count = _fitting(names, MAX_DATAGRAM - HEADER - 3)
+        return cls(names, b"".join((_array_header(count), *names[:count])))
 
 
-def found_result(envelopes: Sequence[bytes], nodes: Sequence[bytes], skip: int = 0) -> bytes:
-    """The result of `find_value` where `envelopes` (freshest first) are held, up to where `time_result` follows.
-
-    `nodes` are encoded, nearest first.
-    """
+def found_result(envelopes: Sequence[bytes], nodes: Nodes, skip: int = 0) -> bytes:
+    """The result of `find_value` where `envelopes` (freshest first) are held, up to where `time_result` follows."""
     left = envelopes[skip:]
     value = _encode(left[0] if left else None)
     if len(left) == 1:  # nearly always
-        count = _fitting(nodes, MAX_DATAGRAM - HEADER - _FOUND_AROUND - len(value))
-        named = (_array_header(count), *nodes[:count])
-        return b"".join((b"\x85\xa5value", value, b"\xa7records\x90\xa5nodes", *named, b"\xa4more\xc2\xa3now"))
+        array, names = nodes.array, nodes.names
+        if HEADER + _FOUND_AROUND + len(value) + len(array) > MAX_DATAGRAM:
+            count = _fitting(names, MAX_DATAGRAM - HEADER - _FOUND_AROUND - len(value))
+            array = b"".join((_array_header(count), *names[:count]))
+        return b"".join((b"\x85\xa5value", value, b"\xa7records\x90\xa5nodes", array, b"\xa4more\xc2\xa3now"))
+    names = nodes.names
     records = [_encode(envelope) for envelope in left[1:]]
     room = MAX_DATAGRAM - HEADER - _FOUND_AROUND - len(value)
-    near = _fitting(nodes[:NODES_FIRST], room)
-    room -= sum(map(len, nodes[:near]))
+    near = _fitting(names[:NODES_FIRST], room)
+    room -= sum(map(len, names[:near]))
     shown = _fitting(records, room)
     room -= sum(map(len, records[:shown]))
-    near += _fitting(nodes[near:], room) if near == NODES_FIRST else 0
+    near += _fitting(names[near:], room) if near == NODES_FIRST else 0
     return b"".join(
         (
             b"\x85\xa5value", value, b"\xa7records", _array_header(shown), *records[:shown],
-            b"\xa5nodes", _array_header(near), *nodes[:near], b"\xa4more", _encode(shown < len(records)), b"\xa3now",
+            b"\xa5nodes", _array_header(near), *names[:near], b"\xa4more", _encode(shown < len(records)), b"\xa3now",
         )
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 import umsgpack
 from kademlia.node import Node
 
-from plasm_dht.dht.answers import KEPT, Answers
+from plasm_dht.dht.answers import KEPT, NEAREST_KEPT, Answers
 from plasm_dht.dht.routing import Contact, PlasmRoutingTable
 from plasm_dht.dht.storage import RecordStorage
 from plasm_dht.record import shared_key
@@ -124,8 +124,8 @@ def test_the_asker_is_not_named_to_itself_where_something_is_held(here: Setting)
 def made(here: Setting, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The keys that are looked up in the table from now on."""
     keys: list[int] = []
-    closest = here.router.closest_encoded
-    monkeypatch.setattr(here.router, "closest_encoded", lambda key, k: (keys.append(key), closest(key, k))[1])
+    deciding = here.router.deciding_bits
+    monkeypatch.setattr(here.router, "deciding_bits", lambda key: (keys.append(key), deciding(key))[1])
     return keys
 
 
@@ -170,6 +170,38 @@ def test_a_store_forgets_the_answers_of_its_own_key_alone(here: Setting, monkeyp
     for asker in (ASKER, nearest.address):
         here.found(asker=asker)
     assert len(keys) == 2
+
+
+def test_keys_with_the_same_closest_are_looked_up_once_and_endless_ones_keep_no_endless_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = Setting(contacts=900)
+    looked_up = 0
+    closest = here.router.closest
+
+    def count(key: int, k: int) -> list[Contact]:
+        nonlocal looked_up
+        looked_up += 1
+        return closest(key, k)
+
+    monkeypatch.setattr(here.router, "closest", count)
+    drawn = random.Random(2)
+    here.answers.stamp()
+    first = [drawn.randbytes(20) for _ in range(30_000)]
+    here.answers.find_node(ID, first[0], b"")
+    assert not here.answers._nearest, "one alone is not worth to look around"
+    for key in first:
+        here.answers.find_node(ID, key, b"")
+    assert len(here.answers._nearest) == NEAREST_KEPT < looked_up
+    before = looked_up
+    for key in first:  # now a part of them, whatever comes
+        here.answers.find_node(ID, key[:-8] + drawn.randbytes(8), b"")
+    assert before < looked_up < before + 0.8 * len(first)
+    for key in first[:200]:
+        assert here.nodes(key) == here.expected(key)
+    here.router.remove_contact(next(iter(here.router)))
+    here.answers.stamp()
+    assert not here.answers._nearest
 
 
 def test_endless_keys_and_askers_keep_no_endless_answers(here: Setting) -> None:

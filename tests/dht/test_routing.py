@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kademlia.node import Node
 
-from plasm_dht.dht.ids import encode_node
 from plasm_dht.dht.routing import Contact, PlasmRoutingTable, _closest, network_of
 from tests.dht.support import HERE, ManualClock, node_id
 
@@ -27,10 +26,6 @@ def contact(number: int, ip: str | None = None, port: int = 8468) -> Contact:
 
 def ids(found: list[Contact]) -> list[int]:
     return [each.long_id for each in found]
-
-
-def encoded(found: list[Contact]) -> list[bytes]:
-    return [encode_node(each.id, *each.address) for each in found]
 
 
 def filled(numbers: list[int], *, k: int = 20, own: int = OWN) -> PlasmRoutingTable:
@@ -78,8 +73,15 @@ def test_the_closest_are_exactly_those_of_brute_force(members: list[int], key: i
     for wanted in (False, True):
         among = [each.long_id for each in router if each.is_stale is wanted]
         assert ids(router.closest(key, k, stale=wanted)) == sorted(among, key=lambda each: each ^ key)[:k]
-    for _ in range(3):  # the second time it looks around
-        assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
+    check_alike(router, [key, *(key ^ 1 << bit for bit in range(160)), *(each.long_id for each in router)])
+
+
+def check_alike(router: PlasmRoutingTable, keys: list[int]) -> None:
+    """Keys that are alike in what decides have the same k + 1 closest, in the same order."""
+    same: dict[int, list[Contact]] = {}
+    for key in [*keys, *keys]:  # the second time it looks around
+        found = router.closest(key, router.ksize + 1)
+        assert same.setdefault(key & router.deciding_bits(key), found) == found
 
 
 @pytest.mark.parametrize("k", [1, 8, 20])
@@ -92,14 +94,19 @@ def test_the_closest_are_exact_among_thousands(k: int) -> None:
         router.miss(each)
         router.miss(each)
     check(router)
+    keys = []
     for _ in range(200):
         key = drawn.getrandbits(160)
         if drawn.random() < 0.5:
             key = drawn.choice(list(router)).long_id ^ drawn.getrandbits(drawn.randrange(1, 160))
         live = sorted((each.long_id for each in router.live()), key=key.__xor__)
         assert ids(router.closest(key, k)) == live[:k]
-        for _ in range(3):
-            assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
+        keys.append(key)
+    keys = [key ^ 1 << bit for key in keys[:20] for bit in range(160)]
+    check_alike(router, keys)
+    for each in [each for each in router if each.is_stale]:  # they answer again, and stand between the others
+        router.add_contact(each)
+    check_alike(router, keys)
 
 
 @pytest.mark.parametrize("k", [1, 8, 20])
@@ -114,12 +121,11 @@ def test_the_closest_are_exact_where_the_half_of_the_key_has_just_k_or_one_fewer
 
 def test_contacts_that_differ_in_their_last_bits_alone_are_told_apart() -> None:
     far = [1 << bit for bit in range(100, 150)]
-    router = filled([*far, *((5 << 152) + number for number in range(20))])
-    for low in (0, 3, 19, 2**60):
-        key = (5 << 152) + low
-        for k in (5, 21, 21):
-            assert router.closest_encoded(key, k) == encoded(router.closest(key, k))
-    assert router.find(node_id(far[0])).encoded == encode_node(node_id(far[0]), *router.find(node_id(far[0])).address)
+    router = filled([*((5 << 152) + number for number in range(20)), *far], own=5 << 152 | 1 << 20)
+    assert len([each for each in router if each.long_id >> 152 == 5]) == 20
+    keys = [(5 << 152) + low for low in (*range(64), 2**60)]
+    check_alike(router, keys)
+    assert len({key & router.deciding_bits(key) for key in keys}) == 2**5  # of 64 and one
 
 
 def test_find_neighbors_leaves_out_the_node_itself_and_the_one_that_asks() -> None:

@@ -37,6 +37,10 @@ anything = st.recursive(
 ID = b"\x01" * 20
 
 
+def encoded(near: list[NodeTuple]) -> wire.Nodes:
+    return wire.Nodes.of([encode_node(*node) for node in near])
+
+
 # -- frames ----------------------------------------------------------------------------------------------------------
 
 
@@ -62,7 +66,7 @@ def test_a_response_has_the_bytes_that_rpcudp_sends(
 @given(st.lists(nodes, max_size=40))
 def test_a_list_of_nodes_has_the_bytes_of_umsgpack(near: list[NodeTuple]) -> None:
     message_id = bytes(range(20))
-    datagram = wire.nodes_response(message_id, [encode_node(*node) for node in near])
+    datagram = wire.response(message_id, encoded(near).array)
     listed = umsgpack.unpackb(datagram[21:])
     assert datagram == b"\x01" + message_id + umsgpack.packb([tuple(node) for node in near[: len(listed)]])
 
@@ -71,7 +75,7 @@ def test_a_list_of_nodes_has_the_bytes_of_umsgpack(near: list[NodeTuple]) -> Non
 def test_what_was_found_has_the_bytes_of_umsgpack(
     held: list[bytes], near: list[NodeTuple], now: int, skip: int
 ) -> None:
-    result = wire.found_result(held, [encode_node(*node) for node in near], skip) + wire.time_result(now)
+    result = wire.found_result(held, encoded(near), skip) + wire.time_result(now)
     assert result == umsgpack.packb(umsgpack.unpackb(result))
 
 
@@ -144,12 +148,12 @@ def read_back(result: bytes) -> Any:
 
 
 def found(held: list[bytes], near: list[NodeTuple], now: int = START, skip: int = 0) -> Any:
-    reply = read_back(wire.found_result(held, [encode_node(*node) for node in near], skip) + wire.time_result(now))
+    reply = read_back(wire.found_result(held, encoded(near), skip) + wire.time_result(now))
     return reply | {"nodes": [NodeTuple(*node) for node in reply["nodes"]]}
 
 
 def named(near: list[NodeTuple]) -> list[NodeTuple]:
-    datagram = wire.nodes_response(bytes(20), [encode_node(*node) for node in near])
+    datagram = wire.response(bytes(20), encoded(near).array)
     return [NodeTuple(*node) for node in read_back(datagram[21:])]
 
 
@@ -192,7 +196,7 @@ def test_a_reply_with_one_envelope_has_the_bytes_of_umsgpack_and_all_nodes_that_
         named = [tuple(node) for node in near[:count]]
         return umsgpack.packb({"value": envelope, "records": [], "nodes": named, "more": False, "now": now})
 
-    result = wire.found_result([envelope], [encode_node(*node) for node in near]) + wire.time_result(now)
+    result = wire.found_result([envelope], encoded(near)) + wire.time_result(now)
     count = len(umsgpack.unpackb(result)["nodes"])
     assert result == packed(count)
     assert 21 + len(result) <= 1232
@@ -249,7 +253,7 @@ def test_no_envelope_is_ever_skipped_over() -> None:
 def test_a_reader_that_skips_sees_every_envelope(held: list[bytes], near: list[NodeTuple]) -> None:
     seen: list[bytes] = []
     for _ in range(40):
-        result = wire.found_result(held, [encode_node(*node) for node in near], len(seen)) + wire.time_result(START)
+        result = wire.found_result(held, encoded(near), len(seen)) + wire.time_result(START)
         reply = wire.read_found(wire.response(ID, result))
         assert reply is not None
         seen += reply.envelopes
@@ -337,7 +341,7 @@ def test_no_more_than_40_nodes_of_a_reply_are_looked_at() -> None:
 
 
 def test_a_found_reply_of_ours_and_of_a_stock_node_is_read() -> None:
-    result = wire.found_result([b"a", b"b"], [encode_node(*NEAR[0])]) + wire.time_result(START)
+    result = wire.found_result([b"a", b"b"], encoded(NEAR[:1])) + wire.time_result(START)
     assert wire.read_found(wire.response(ID, result)) == Found([b"a", b"b"], NEAR[:1], False, START)
     assert wire.read_found(response_of({"value": b"a"})) == Found([b"a"], [])
     assert wire.read_found(response_of({"value": "text"})) == Found([], [])

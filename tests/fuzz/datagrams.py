@@ -336,10 +336,11 @@ class World(Stage):
             "calls": (len(node._calls), pings * 2 + 8 + 100 * (TASKS + 2 * 4 + 4)),
             "found": (len(node._answers._found), answers.KEPT),
             "asked": (len(node._answers._asked), answers.KEPT),
+            "nearest": (len(node._answers._nearest), answers.NEAREST_KEPT),
             "found for": (sum(map(len, node._answers._found_for.values())), answers.KEPT),
             "records": (store.records, store.max_records + own), "bytes": (store.bytes, store.max_bytes + 1000 * own),
             "publishers": (publishers, storage.MAX_PUBLISHERS + 1), "buckets": (len(router.buckets), 161 * 32),
-            "contacts": (len(router), room), "around": (len(router._around), 2**8),
+            "contacts": (len(router), room), "deciding": (len(router._deciding), 2**8),
             "replacements": (max(len(each.replacement_nodes) for each in router.buckets), node.ksize),
             "tasks": (len(asyncio.all_tasks(self.loop)), self.base + pings + TASKS * 25 + 60),
         }  # fmt: skip
