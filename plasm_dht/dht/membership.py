@@ -69,6 +69,7 @@ class Membership:
         protocol.router.on_alone = self._woken.set  # else nobody is asked before the next upkeep
         self._has_joined = False
         self._seen_at: str | None = None
+        self._remembered = -1  # the version of the routing table
 
     @property
     def _is_transient(self) -> bool:
@@ -231,6 +232,9 @@ class Membership:
     def _remember(self) -> None:
         """Have the storage keep where neighbours and others are, if it outlives the process."""
         router = self._protocol.router
+        if router.version == self._remembered:
+            return
+        self._remembered = router.version
         near = router.closest(self._protocol.source_node.long_id, self._k)
         closest = {contact.id for contact in near}
         far = sorted((each for each in router.live() if each.id not in closest), key=lambda each: each.long_id)

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import umsgpack
 from kademlia.node import Node
 from kademlia.routing import RoutingTable
@@ -136,8 +137,8 @@ class Subject:
         if told["contacts"] != len(self.contacts):
             raise BenchError(f"{self.kind} has {told['contacts']} contacts, not {len(self.contacts)}")
 
-    def prepare(self, rpc: str, *, each: bool = False) -> None:
-        """Make the requests of this kind; `each`: for all that is held, else for some of it, or random ids."""
+    def prepare(self, rpc: str, *, each: bool = False, random_ids: int = RANDOM) -> None:
+        """Make the requests of this kind; `each`: for all that is held, else for some of it, or so many random ids."""
         source = random.Random(rpc)
         keys = [key for key, _ in self.world.held]
         if each:
@@ -145,12 +146,12 @@ class Subject:
         elif rpc == "find_value":
             self.targets = [source.choice(keys[:ASKED]) for _ in range(POOL)]
         else:
-            self.targets = [source.randbytes(20) for _ in range(RANDOM)]
+            self.targets = [source.randbytes(20) for _ in range(random_ids)]
         self.lanes = [
             Lane(
                 sock,
                 [
-                    b"\x00" + message_id(index) + umsgpack.packb([rpc, [peer, target]])
+                    b"\x00" + message_id(index) + msgspec.msgpack.encode([rpc, [peer, target]])
                     for index, target in enumerate(self.targets)
                 ],
                 WINDOW,
@@ -210,7 +211,7 @@ class Bare(Subject):
 
 def measure(scale: Scale) -> Result:
     """The rows of this group."""
-    repetitions, seconds = scale.pick((1, 0.05), (7, 1.0), (15, 2.0))
+    repetitions, seconds, random_ids = scale.pick((1, 0.05, POOL), (7, 1.0, RANDOM), (15, 2.0, RANDOM))
     result = Result()
     with ExitStack() as stack:
         asyncio.set_event_loop(loop := asyncio.new_event_loop())  # a stock table makes tasks
@@ -224,12 +225,12 @@ def measure(scale: Scale) -> Result:
             others: list[dict[str, float]] = []
             bares: list[dict[str, float]] = []
             for subject in subjects.values():
-                subject.prepare(rpc)
+                subject.prepare(rpc, random_ids=random_ids)
                 subject.measure(rpc, WARM)
             if other is not None:
                 other.prepare(rpc)
                 other.measure(WARM)
-            bare.prepare(rpc)
+            bare.prepare(rpc, random_ids=random_ids)
             bare.size(round(subjects["ours"].measure(rpc, WARM)["bytes"]))
             for _ in range(repetitions):
                 bares.append(bare.measure(rpc, seconds))

@@ -184,7 +184,7 @@ async def test_whoever_starts_before_its_bootstrap_node_joins_when_it_comes(netw
     assert await bootstrap.get(NAME) == b"v1"
 
 
-@pytest.mark.parametrize(("loss", "bound"), [(0.1, 2.0), (0.3, 3.0)])
+@pytest.mark.parametrize(("loss", "bound"), [pytest.param(0.1, 2.0, marks=pytest.mark.soak), (0.3, 3.0)])
 async def test_with_lost_datagrams_everything_is_found_in_time(network: Network, loss: float, bound: float) -> None:
     network.conditions = Conditions(latency=0.040, sigma=0.5, loss=loss)
     nodes = Nodes(network)

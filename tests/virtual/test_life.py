@@ -198,7 +198,7 @@ async def test_of_two_providers_of_one_name_one_leaves_and_the_other_stays(netwo
     assert await seen_by(others) == [b"one"] * 40
 
 
-async def twins(network: Network, size: int = 60) -> tuple[Nodes, Node, Node]:
+async def twins(network: Network, size: int = 40) -> tuple[Nodes, Node, Node]:
     """A network in which two hosts have one key, and the one that published first has noticed it."""
     nodes = Nodes(network)
     await nodes.grow(size - 2)
@@ -218,7 +218,7 @@ async def test_one_key_on_two_hosts_converges_and_is_warned_of(
     caplog.set_level(logging.WARNING)
     nodes, one, two = await twins(network)
     assert "another node publishes" in caplog.text
-    end = network.now + 5 * HOUR
+    end = network.now + 2.5 * HOUR
     while network.now < end:
         assert set(await seen_by(nodes.nodes)) == {b"two"}
         due = [node.server.standing(NAME) for node in (one, two)]
@@ -236,7 +236,7 @@ async def test_one_key_on_two_hosts_converges_and_is_warned_of(
 
 
 async def test_of_two_hosts_with_one_key_the_other_goes_on_when_one_leaves(network: Network) -> None:
-    nodes, one, two = await twins(network, 40)
+    nodes, one, two = await twins(network)
     others = nodes.nodes[:38]
     expires_at = two.server.standing(NAME).expires_at  # type: ignore[union-attr]
     two.kill()

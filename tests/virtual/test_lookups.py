@@ -66,7 +66,9 @@ async def test_with_everybody_alive_lookups_are_exact_and_cheap(tap: Tap) -> Non
     assert found.causes["find_node"] < 23 * 50
 
 
-@pytest.mark.parametrize(("share", "bound", "miss"), [(0.25, 0.5, 1.8), (0.5, 0.9, 3.5)])
+@pytest.mark.parametrize(
+    ("share", "bound", "miss"), [pytest.param(0.25, 0.5, 1.8, marks=pytest.mark.soak), (0.5, 0.9, 3.5)]
+)
 async def test_the_dead_hold_up_nobody(tap: Tap, share: float, bound: float, miss: float) -> None:
     nodes = Nodes(tap)
     await lookups.grown(nodes, 200)

@@ -12,7 +12,7 @@ from plasm_dht.dht.sqlite import SqliteStorage
 from tests.virtual.network import Network
 from tests.virtual.nodes import Node, Nodes, everywhere, identity
 
-NODES, RECORDS = 60, 10
+NODES, RECORDS = 40, 6
 HOUR = 3600.0
 
 
