@@ -69,7 +69,7 @@ def _guarded_run(handle: Any) -> None:
 
 def _guarded_handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     kind = "blocked" if context.get("blocked") else "lost"
-    guard.note(kind, f"{context.get('message')}: {context.get('exception')!r}")
+    guard.note(kind, f"{context.get('message')}: {context.get('exception') or context.get('task')!r}")
     _handle_exception(loop, context)
 
 

@@ -16,7 +16,7 @@ from plasm_dht.dht.storage import RecordStorage
 
 # Answers that are kept, of about 1 KiB each, and keys of which is known that they were asked for.
 KEPT = 1024
-# Lists of the closest contacts that are kept, of about 1 KiB each. A table of 400 contacts has some 8,000.
+# Lists of the closest contacts that are kept, of about 1.25 KiB each. A table of 400 contacts has some 8,000.
 NEAREST_KEPT = 8192
 
 _LOOK_AT = attrgetter("look_at")

@@ -322,7 +322,7 @@ async def crowded(
     return found
 
 
-@pytest.mark.parametrize("kind", ["old", "clock"])
+@pytest.mark.parametrize("kind", ["old", pytest.param("clock", marks=pytest.mark.soak)])
 async def test_a_tenth_of_all_nodes_may_crowd_around_a_key(network: Network, kind: str) -> None:
     found = await crowded(network, 135, [BOUND], 25, kind)
     assert found == [b"before"] * 20 + [b"after"] * 20

@@ -158,7 +158,7 @@ async def test_a_publisher_without_its_state_goes_on_from_what_the_network_holds
 
 
 # The second time the shorter one has ended before anybody could hand it on: what remains of it is the guard.
-@pytest.mark.parametrize("cut_for", [330, 700])
+@pytest.mark.parametrize("cut_for", [330, pytest.param(700, marks=pytest.mark.soak)])
 async def test_a_long_life_does_not_come_back_after_a_shorter_one(network: Network, cut_for: int) -> None:
     nodes = Nodes(network)
     await nodes.grow(59)

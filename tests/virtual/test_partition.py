@@ -63,7 +63,7 @@ async def test_while_its_publisher_lives_everybody_has_the_newest_within_90_s_of
         await asyncio.sleep(1200)
 
 
-@pytest.mark.parametrize("ttl", [3600, 6 * 3600])
+@pytest.mark.parametrize("ttl", [3600, pytest.param(6 * 3600, marks=pytest.mark.soak)])
 async def test_when_its_publisher_died_everybody_has_the_newest_within_11_minutes_of_a_heal(
     network: Network, ttl: int
 ) -> None:
