@@ -145,11 +145,16 @@ class Round:
     def is_enough(self, key: bytes, near: set[Address], acknowledged: set[Address]) -> bool:
         """Whether enough of the neighbours near the key acknowledged the record: three, or all where there are fewer.
 
-        Who refused it for its time need not, while no more do so than acknowledge it: their clock is wrong, not ours.
+        Who contradicts its time need not, while no more do so than acknowledge it: somebody's clock is wrong.
         """
         told = len(near & acknowledged)
-        mistaken = sum((key, address) in self.contradicting for address in near)
+        mistaken = sum((key, address) in self.contradicting for address in near - acknowledged)
         return told >= LEAST_HOLDERS or (told >= max(mistaken, 1) and told + mistaken == len(near))
+
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether few hold it, and somebody's clock is why."""
+        return bool(self.contradicting) and len(self.told) < LEAST_HOLDERS
 
     def __str__(self) -> str:
         if not self.asked:

@@ -256,7 +256,8 @@ class Publisher:
         outcome.refused[stored.reason or "unspecified"] += 1
         if stored.reason in outcome.mistimed and stored.now is not None:
             outcome.mistimed[stored.reason].append(stored.now)
-            outcome.contradicting.add((key, contact.address))
+            if not self._clock.correction:  # else those who had us correct it may be the ones who are wrong
+                outcome.contradicting.add((key, contact.address))
         if stored.held is not None:
             outcome.newer.append(stored.held)
 
@@ -338,6 +339,8 @@ class Publisher:
         elif intent.name not in self._lonely:
             self._lonely[intent.name] = None
             log.info("%r is only kept here: no other node acknowledged it so far", intent.name)
+        if outcome.enough and outcome.is_contradicted:
+            log.warning("%r is held by few (%s): set the clocks of those who refuse it, or ours", intent.name, outcome)
         if outcome.enough:
             intent.acknowledged_end = outcome.record.expires_at
             if outcome.told and (outcome.record.value, outcome.record.withdrawn) == (intent.value, intent.withdrawn):

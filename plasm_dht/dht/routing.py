@@ -153,13 +153,14 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         self.clock = clock
         # Called when the last live contact has become stale.
         self.on_alone: Callable[[], None] | None = None
+        # Grows with each change of what is handed out.
+        self.version = 0
         super().__init__(protocol, ksize, node)
 
     def flush(self) -> None:
         """Forget everybody."""
         self.buckets = [Bucket(0, 2 ** (ID_BYTES * 8) - 1, self.ksize, self.clock)]
-        # Grows with each change of what is handed out.
-        self.version = 0
+        self.version += 1
         # By cell of the key space, until somebody comes or goes; all bits where it was asked for once.
         self._deciding: dict[int, int] = {}
         # Sorted, so that the closest are found by halving the range.

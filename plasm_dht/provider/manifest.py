@@ -51,8 +51,8 @@ def check_target(text: str) -> str:
     parts = text.split("/")
     if len(parts) != 2 or not all(_PART.fullmatch(part) for part in parts):
         raise ArtifactsError(
-            f"{text[:MAX_TARGET]!r} is no CHANNEL/ARCH: each part has 1 to 63 of a-z 0-9 . _ - and starts with "
-            "a letter or a digit"
+            f"{text[:MAX_TARGET]!r}{'...' * (len(text) > MAX_TARGET)} is no CHANNEL/ARCH: each part has 1 to 63 of "
+            "a-z 0-9 . _ - and starts with a letter or a digit"
         )
     if parts[0] == RESERVED_CHANNEL:
         raise ArtifactsError(f"{text!r}: the channel {RESERVED_CHANNEL!r} is the gateway's, use another name")

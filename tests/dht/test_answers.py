@@ -81,6 +81,33 @@ def test_a_change_of_the_table_shows_at_once(here: Setting) -> None:
         assert here.nodes()[0] == [newcomer.id, newcomer.ip, newcomer.port]
 
 
+def test_a_change_of_the_table_shows_though_the_lists_are_kept(here: Setting) -> None:
+    drawn = random.Random(4)
+    keys = [drawn.randbytes(20) for _ in range(600)]
+
+    def check() -> None:
+        here.answers.stamp()
+        for key in [*keys, *keys]:
+            here.answers.find_node(ID, key, b"")
+        assert len(here.answers._nearest) > 400
+        for key in keys:
+            assert here.nodes(key) == here.expected(key)
+
+    check()
+    gone = drawn.sample(list(here.router), 20)
+    for each in gone:
+        here.router.miss(each)
+        here.router.miss(each)
+    check()
+    for each in gone:
+        here.router.add_contact(each)
+    check()
+    here.router.flush()
+    while len(here.router) < 150 and here.router.version < 10**6:
+        here.router.add_contact(Contact(drawn.randbytes(20), "10.9.9.1", 1000 + here.router.version))
+    check()
+
+
 def test_a_change_of_what_is_held_shows_at_once(here: Setting) -> None:
     assert here.found() == here.expected()  # nothing is held: as find_node
     first = record(b"v1")

@@ -33,6 +33,7 @@ def test_a_failed_refresh_is_tried_again_after(failures: int, left: float, expec
         (0, 0, 0, False), (1, 0, 0, False), (1, 0, 1, False),  # one at least
         (3, 2, 1, True), (2, 1, 1, True), (4, 2, 2, True), (4, 2, 1, False), (20, 2, 2, False),
         (3, 1, 2, False), (5, 2, 3, False), (20, 3, 17, True),
+        (2, 2, 1, True), (1, 1, 1, True), (3, 2, 2, True), (4, 2, 3, True),  # who has said both, has it
     ],
 )  # fmt: skip
 def test_a_round_is_enough_when_three_acknowledge_or_all_whose_clock_does_not_contradict(
@@ -45,6 +46,12 @@ def test_a_round_is_enough_when_three_acknowledge_or_all_whose_clock_does_not_co
     outcome.contradicting |= {(b"bound", each) for each in neighbours[near - mistaken :]}
     acknowledged = {*neighbours[:told], ("127.0.1.2", 8468), ("127.0.1.3", 8468), ("127.0.1.4", 8468)}
     assert outcome.is_enough(b"bound", set(neighbours), acknowledged) is expected
+
+
+def test_who_has_acknowledged_and_then_refuses_does_not_stand_for_one_that_is_silent() -> None:
+    one, two, silent = [(f"127.0.0.{number}", 8468) for number in range(3)]
+    outcome = Round(record(), contradicting={(b"bound", one)})
+    assert not outcome.is_enough(b"bound", {one, two, silent}, {one, two})
 
 
 async def nothing(name: str) -> None:

@@ -107,7 +107,7 @@ def test_anything_else_is_refused_with_one_line_that_names_it(target):
 def test_of_one_that_is_too_long_the_line_shows_no_more_than_could_be_right():
     with pytest.raises(ArtifactsError) as caught:
         check_target("a" * 2**20 + "/b")
-    assert str(caught.value).startswith(f"{'a' * 127!r} is no CHANNEL/ARCH: ")
+    assert str(caught.value).startswith(f"{'a' * 127!r}... is no CHANNEL/ARCH: ")
 
 
 def test_the_record_of_a_target_has_the_name_of_the_contract():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from plasm_dht.dht.ids import Address
 from plasm_dht.dht.sqlite import SqliteStorage
 from tests.virtual.network import Network
 from tests.virtual.nodes import Node, Nodes, everywhere, identity
@@ -131,3 +132,22 @@ async def test_a_publisher_that_restarts_alone_is_found_by_who_asks_it_and_goes_
     assert await again.get("name") == "one"
     after = await again.publish("name", "two", ttl=HOUR)
     assert after.seq == before.seq + 1
+
+
+async def test_what_is_kept_of_the_contacts_follows_the_table_and_is_not_told_again(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = Nodes(network)
+    first, second = await nodes.grow(2)
+    kept: list[list[Address]] = []
+    monkeypatch.setattr(first.server.storage, "keep_contacts", kept.append)
+    await asyncio.sleep(61)
+    third = await nodes.start([first])
+    await asyncio.sleep(61)
+    assert set(kept[-1]) == {second.address, third.address}
+    told = len(kept)
+    await asyncio.sleep(600)
+    assert len(kept) == told
+    third.kill()
+    await asyncio.sleep(600)
+    assert kept[-1] == [second.address]
