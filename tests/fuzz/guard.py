@@ -39,7 +39,6 @@ class Guard(logging.Handler, AbstractContextManager["Guard"]):
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self.problems: list[str] = []
-        self._levels: dict[str, int] = {}
         self._hook = sys.unraisablehook
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -61,7 +60,6 @@ class Guard(logging.Handler, AbstractContextManager["Guard"]):
     def __enter__(self) -> "Guard":
         for name in LOGGERS:
             logger = logging.getLogger(name)
-            self._levels[name] = logger.level
             logger.setLevel(logging.DEBUG if name == "plasm_dht" else logging.INFO)
             logger.addHandler(self)
             logger.propagate = False
@@ -72,9 +70,9 @@ class Guard(logging.Handler, AbstractContextManager["Guard"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name, level in self._levels.items():
+        for name in LOGGERS:
             logger = logging.getLogger(name)
-            logger.setLevel(level)
+            logger.setLevel(logging.NOTSET)  # not what it was: that may be of another guard, which is gone by then
             logger.removeHandler(self)
             logger.propagate = True
         sys.unraisablehook = self._hook
