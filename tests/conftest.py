@@ -151,8 +151,9 @@ def pytest_runtest_call() -> Generator[None, None, None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Generator[None, None, None]:
     yield
-    if guard.used_a_loop:
-        # Tasks and coroutines in cycles report what they lost only when they are collected.
+    if guard.used_a_loop or guard.all_off:
+        # Tasks and coroutines in cycles report what they lost only when they are collected: of a test that may lose
+        # something too, or a later one is blamed for it.
         previous, sys.unraisablehook = sys.unraisablehook, lambda lost: guard.note("lost", f"{lost.exc_value!r}")
         try:
             gc.collect()
