@@ -111,7 +111,7 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"virtual seed: {config.virtual_seed}"  # type: ignore[attr-defined]
+    return f"virtual seed: {config.virtual_seed}"  # type: ignore[attr-defined]  # as above
 
 
 def pytest_collection_finish() -> None:

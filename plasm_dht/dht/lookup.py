@@ -374,7 +374,7 @@ class NodeLookup:
             if ids.is_id(outcome[1]) and outcome[1] not in (*self._by_id, ids.TRANSIENT_ID):
                 self._add([Contact(outcome[1], *contact.address)])
                 other = self._by_id.get(outcome[1])
-                if other is not None:  # else it is farther than all that are remembered
+                if other is not None:  # else forgotten at once, as the farthest unasked
                     other.asked, other.envelopes, other.shown = True, candidate.envelopes, candidate.shown
                     self._accept(other)
         self._advance()

@@ -119,6 +119,7 @@ class RawNode(asyncio.DatagramProtocol):
         host, port = self.transport.get_extra_info("sockname")[:2]
         return host, port
 
+    # typeshed has any transport here; a datagram protocol is given one of datagrams
     def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
         self.transport = transport
 

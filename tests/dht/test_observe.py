@@ -77,7 +77,7 @@ async def test_an_event_says_of_whose_record_and_when(network: LocalNetwork) -> 
     assert before <= first.at <= first.record.expires_at
     assert last.record.expires_at <= last.at < last.record.expires_at + 500
     with pytest.raises(AttributeError):
-        first.at = 0  # type: ignore[misc]
+        first.at = 0  # type: ignore[misc]  # the checker refuses it too
 
 
 @pytest.mark.parametrize("other", [True, 1.0, "1", b"1"])

@@ -68,4 +68,4 @@ async def test_an_impossible_port_of_a_bootstrap_node_is_refused() -> None:
 def test_an_impossible_setting_is_named_with_its_value(setting: dict[str, object]) -> None:
     ((name, value),) = setting.items()
     with pytest.raises(ConfigError, match=f"{name} is {value!r}"):
-        PlasmServer(**setting)  # type: ignore[arg-type]
+        PlasmServer(**setting)  # type: ignore[arg-type]  # wrong on purpose
