@@ -77,7 +77,7 @@ def test_the_figures_of_amplification_are_the_wires() -> None:
     key = bytes([255]) * 20
     asked = {name: len(wire.encode_request(key, name, [key, key])) for name in ("find_node", "find_value")}
     node = encode_node(key, "203.113.100.255", 65535)  # of the longest text
-    answered = len(wire.response(key, wire.Nodes.of([node] * 20).array))
+    answered = len(wire.response(key, wire.nodes_array([node] * 20)))
     assert f"`find_node` of {asked['find_node']} bytes is answered with at most {answered} bytes" in squeezed()
     assert f"a ratio of {answered / asked['find_node']:.0f}" in squeezed()
     assert f"`find_value` of {asked['find_value']} bytes with at most {wire.MAX_DATAGRAM:,} bytes" in squeezed()

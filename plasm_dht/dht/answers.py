@@ -1,36 +1,27 @@
 """What a node says to `find_node` and `find_value`: the closest contacts, and what it holds.
 
-The closest contacts are kept, encoded, for all keys that have the same ones in the same order, until the routing table
-changes. An answer that shows what is held is kept when it is asked for again, until that or what is held under its key
-changes: a popular name is asked for by everybody.
+An answer that shows what is held is kept until that, or what is held under its key, or the routing table changes: a
+popular name is asked for by everybody. Where one envelope is held the answer is kept in its pieces, which are there
+anyway.
 """
 
 from collections.abc import Collection
 from operator import attrgetter
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from plasm_dht.clock import Clock
 from plasm_dht.dht import wire
-from plasm_dht.dht.routing import ALL_BITS, PlasmRoutingTable
+from plasm_dht.dht.nearest import NearestSets
+from plasm_dht.dht.routing import PlasmRoutingTable
 from plasm_dht.dht.storage import RecordStorage
 
-# Answers that are kept, of about 1 KiB each, and keys of which is known that they were asked for.
-KEPT = 1024
-# Lists of the closest contacts that are kept, of some 1.3 KiB each (with IPv6 1.7). A table of 400 contacts has some
-# 7,000 to 14,000.
-NEAREST_KEPT = 8192
+# Answers that are kept, of some 0.3 KiB each, or 1.5 KiB where several publishers use one name.
+KEPT = 8192
 
 _LOOK_AT = attrgetter("look_at")
 
 # A result without the time at its end, whom it names, and until when it holds (monotonic).
-Found: TypeAlias = tuple[bytes, Collection[bytes], float]
-
-
-class Nearest(NamedTuple):
-    """The k closest contacts, and whoever comes next, or nobody."""
-
-    nodes: wire.Nodes
-    following: tuple[bytes, ...]
+Found: TypeAlias = tuple[tuple[bytes, ...], Collection[bytes], float]
 
 
 class Answers:
@@ -46,15 +37,13 @@ class Answers:
         self._router = router
         self._storage = storage
         self._clock = clock
-        self._k = k
         self._router_version = -1
-        self._nearest: dict[int, Nearest] = {}  # by what is alike in all their keys
+        self._nearest = NearestSets(router, k)
         self._time = b""
         self._monotonic = 0.0
         self._found: dict[bytes, Found] = {}
         self._found_for: dict[bytes, dict[bytes, Found]] = {}  # by whom it must not name
         self._made = 0
-        self._asked: set[bytes] = set()
         storage.on_shelved = self._forget_found
 
     def stamp(self) -> None:
@@ -67,12 +56,14 @@ class Answers:
         """Forget all answers if the routing table has changed."""
         if self._router.version != self._router_version:
             self._router_version = self._router.version
-            self._nearest.clear()
+            self._nearest.forget()
             self._forget()
 
     def find_node(self, message_id: bytes, key: bytes, asker: bytes) -> bytes:
-        """The k live contacts closest to the key, nearest first, as many as fit, without the asker."""
-        return b"".join((wire.RESPONSE, message_id, self._near(key, asker)[0].array))
+        """The k live contacts closest to the key without the asker, as many as fit."""
+        nearest = self._nearest.to(key)
+        array = nearest.array if asker not in nearest.names else self._nearest.array_without(key, asker)
+        return b"".join((wire.RESPONSE, message_id, array))
 
     def find_value(self, message_id: bytes, key: bytes, asker: bytes, skip: int = 0) -> bytes:
         """What is held under the key, without the first `skip` envelopes; where nothing is held, as `find_node`."""
@@ -83,20 +74,21 @@ class Answers:
             kept = self._held_under(key, asker, skip)
         if kept is None:
             return self.find_node(message_id, key, asker)
-        return b"".join((wire.RESPONSE, message_id, kept[0], self._time))
+        return b"".join((wire.RESPONSE, message_id, *kept[0], self._time))
 
     def _held_under(self, key: bytes, asker: bytes, skip: int) -> Found | None:
         held = self._storage.holdings(key)
         if not held:
             return None
-        nodes, is_named = self._near(key, asker)
-        result = wire.found_result([holding.envelope for holding in held], nodes, skip)
-        if key not in self._asked:  # of many names most are asked for once: to keep that takes as long as to answer
-            if len(self._asked) >= KEPT:
-                self._asked.clear()
-            self._asked.add(key)
-            return result, (), 0.0
-        made = result, frozenset(nodes.names), min(map(_LOOK_AT, held))
+        nearest = self._nearest.to(key)
+        is_named = asker in nearest.names
+        array = self._nearest.array_without(key, asker) if is_named else nearest.array
+        names: Collection[bytes] = nearest.names
+        pieces = wire.found_alone(held[0].envelope, array) if len(held) == 1 and not skip else None  # nearly always
+        if pieces is None:
+            names = self._nearest.in_order(key, asker)
+            pieces = (wire.found_result([holding.envelope for holding in held], names, skip),)
+        made = pieces, names, min(map(_LOOK_AT, held))
         if not skip:
             self._make_room()
             if is_named:  # the answer of the key itself names it, and must not
@@ -118,18 +110,3 @@ class Answers:
     def _forget_found(self, key: bytes) -> None:
         self._found.pop(key, None)
         self._found_for.pop(key, None)
-
-    def _near(self, key: bytes, asker: bytes) -> tuple[wire.Nodes, bool]:
-        """The k closest contacts without the asker, and whether that one was among them."""
-        wanted = int.from_bytes(key)
-        bits = self._router.deciding_bits(wanted)
-        nearest = self._nearest.get(wanted & bits)
-        if nearest is None:
-            names = tuple([contact.encoded for contact in self._router.closest(wanted, self._k + 1)])
-            nearest = Nearest(wire.Nodes.of(names[: self._k]), names[self._k :])
-            if bits != ALL_BITS and len(self._nearest) < NEAREST_KEPT:
-                self._nearest[wanted & bits] = nearest
-        nodes = nearest.nodes
-        if asker not in nodes.names:
-            return nodes, False
-        return wire.Nodes.of([name for name in (*nodes.names, *nearest.following) if name != asker]), True

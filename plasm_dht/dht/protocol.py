@@ -215,7 +215,7 @@ class PlasmProtocol(KademliaProtocol):  # type: ignore[misc]  # the base library
         return wire.response(message_id, self._own_id)
 
     def rpc_find_node(self, sender: Address, message_id: bytes, request: wire.FindNode) -> bytes:
-        """The k live contacts closest to the key, nearest first, as many as fit."""
+        """The k live contacts closest to the key, as many as fit."""
         node_id, key = request.arguments
         return self._answers.find_node(message_id, key, self.welcome(sender, node_id))
 

@@ -6,7 +6,6 @@ nothing: it says whom to ping and is told who answered and who did not.
 
 import functools
 import ipaddress
-import itertools
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,11 +24,6 @@ STALE_KEPT = 24 * 3600
 LONELY_AFTER = 3600
 # Contacts of one network in a full bucket before the next one yields first.
 NETWORK_SHARE = 2
-# Keys that agree in their first 8 bits are a cell: their closest contacts are among the same few, in tables of up to
-# some k * 2^8 contacts.
-CELL_SHIFT = ID_BYTES * 8 - 8
-CELL_BITS = 2**8 - 1 << CELL_SHIFT
-ALL_BITS = 2 ** (ID_BYTES * 8) - 1
 # Depth of the buckets away from our own id: a bucket is split until its depth is a multiple of this (the paper, 4.2).
 SPLIT_BITS = 5
 # Multiples of k that are known at one distance before strangers from there are no longer pinged. One k is enough to
@@ -46,30 +40,36 @@ def network_of(ip: str) -> str | None:
     return str(ipaddress.ip_network((ip, 24 if address.version == 4 else 64), strict=False))
 
 
-def _closest(ids: list[int], key: int, k: int) -> list[int]:
-    """Exactly the k of the sorted ids with the smallest XOR distance to the key, nearest first."""
+def _nearest(ids: list[int], key: int, k: int) -> tuple[list[int], list[int]]:
+    """Exactly the k of the sorted ids with the smallest XOR distance to the key, and the bits of it that decide that.
+
+    For all keys that are alike in these bits, in this order, it is the same ids and bits.
+    """
     nearest: list[int] = []
+    bits = []
     low, high = 0, len(ids)
-    while high - low > 2 * k:  # to sort fewer is faster than to halve again
+    while high - low > k:
         # All agree above the highest bit in which the first and the last differ. Of the two halves at that bit the one
         # that agrees with the key is nearer, whole, than the other.
         last = ids[high - 1]
         bit = (ids[low] ^ last).bit_length() - 1
+        bits.append(bit)
         middle = bisect_left(ids, last >> bit << bit, low, high)
         if key >> bit & 1:
             if high - middle >= k:
                 low = middle
             else:
-                nearest += sorted(ids[middle:high], key=key.__xor__)
+                nearest += ids[middle:high]
                 k -= high - middle
                 high = middle
         elif middle - low >= k:
             high = middle
         else:
-            nearest += sorted(ids[low:middle], key=key.__xor__)
+            nearest += ids[low:middle]
             k -= middle - low
             low = middle
-    return nearest + sorted(ids[low:high], key=key.__xor__)[:k]
+    nearest += ids[low:high]
+    return nearest, bits
 
 
 def _discard(ids: list[int], each: int) -> None:
@@ -161,8 +161,6 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         """Forget everybody."""
         self.buckets = [Bucket(0, 2 ** (ID_BYTES * 8) - 1, self.ksize, self.clock)]
         self.version += 1
-        # By cell of the key space, until somebody comes or goes; all bits where it was asked for once.
-        self._deciding: dict[int, int] = {}
         # Sorted, so that the closest are found by halving the range.
         self._live_ids: list[int] = []
         self._stale_ids: list[int] = []
@@ -264,40 +262,18 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def closest(self, key: int, k: int, *, stale: bool = False) -> list[Contact]:
         """Exactly the k contacts of the smallest XOR distance to the key, nearest first; `stale`: only stale ones."""
-        ids = self._stale_ids if stale else self._live_ids
-        return [self._by_id[each] for each in _closest(ids, key, k)]
+        ids, _ = _nearest(self._stale_ids if stale else self._live_ids, key, k)
+        return [self._by_id[each] for each in sorted(ids, key=key.__xor__)]
 
-    def deciding_bits(self, key: int) -> int:
-        """Which bits decide: keys that are alike in them have the same k + 1 closest live contacts, in the same order.
+    def nearest(self, key: int, k: int) -> tuple[list[Contact], list[Contact], list[int]]:
+        """The k closest live contacts, in no order; who comes next, or nobody; the bits of the key that decide that.
 
-        To look for them takes as long as to find those contacts, so it is all bits until a key like this comes again.
+        For all keys that are alike in these bits (159 is the highest), in this order, it is the same contacts and bits.
         """
-        cell = key >> CELL_SHIFT
-        bits = self._deciding.get(cell)
-        if bits is None:
-            bits = self._deciding[cell] = ALL_BITS
-        elif bits == ALL_BITS:
-            bits = self._deciding[cell] = self._decide(cell)
-        return bits
-
-    def _decide(self, cell: int) -> int:
-        """The bits of the cell, and those in which any of the contacts among which are its keys' closest differ."""
-        ids, least = self._live_ids, self.ksize + 1
-        low, high = 0, len(ids)
-        while high - low > least:
-            last = ids[high - 1]
-            bit = (ids[low] ^ last).bit_length() - 1
-            middle = bisect_left(ids, last >> bit << bit, low, high)
-            if bit < CELL_SHIFT:
-                break
-            near = (middle, high) if cell >> (bit - CELL_SHIFT) & 1 else (low, middle)
-            if near[1] - near[0] < least:
-                break
-            low, high = near
-        bits = CELL_BITS
-        for one, next_one in itertools.pairwise(ids[low:high]):
-            bits |= 1 << (one ^ next_one).bit_length() - 1
-        return bits
+        ids, bits = _nearest(self._live_ids, key, k + 1)
+        near, more_bits = _nearest(sorted(ids), key, k)
+        following = set(ids).difference(near)
+        return [self._by_id[each] for each in near], [self._by_id[each] for each in following], bits + more_bits
 
     def find_neighbors(self, node: Node, k: int | None = None, exclude: Node | None = None) -> list[Contact]:
         """The k closest live contacts, nearest first, without the node itself and whoever has `exclude`'s address."""
@@ -351,15 +327,11 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         if contact.is_stale != was_stale:
             _discard(self._stale_ids if was_stale else self._live_ids, contact.long_id)
             insort(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
-            self._note_change()
+            self.version += 1
             if self.on_alone is not None and not self._live_ids:
                 self.on_alone()
         if missed == 1:
             contact.missed_since = self.clock.monotonic()
-
-    def _note_change(self) -> None:
-        self.version += 1
-        self._deciding.clear()
 
     def _splits(self, bucket: Bucket) -> bool:
         return bool(bucket.has_in_range(self.node)) or bucket.depth() % SPLIT_BITS != 0
@@ -388,7 +360,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         insort(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
         self._by_id[contact.long_id] = contact
         contact.encoded = encode_node(contact.id, *contact.address)
-        self._note_change()
+        self.version += 1
         self.by_address[contact.address] = contact
 
     def _drop(self, contact: Contact, *, promote: bool) -> None:
@@ -396,7 +368,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         del bucket.nodes[contact.id]
         _discard(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
         del self._by_id[contact.long_id]
-        self._note_change()
+        self.version += 1
         if self.by_address.get(contact.address) is contact:
             del self.by_address[contact.address]
         while promote and bucket.replacement_nodes:

@@ -7,7 +7,7 @@ shape. A result is msgpack, ready to be sent behind the header of its response.
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -118,6 +118,9 @@ SPLIT_FIND: dict[int, Callable[[bytes], tuple[bytes, ...]]] = {
     each.size: each.unpack for each in (struct.Struct(f"1s20s{len(head)}s20s2s20s") for head in (FIND_NODE, FIND_VALUE))
 }
 
+# Bytes of encoded nodes that a datagram has room for, beside the start of an array.
+_NODES_ROOM = MAX_DATAGRAM - HEADER - 3
+
 # -- results that we send --------------------------------------------------------------------------------------------
 
 
@@ -141,30 +144,38 @@ def stored_result(now: int, reason: str | None = None, held: bytes | None = None
     return _encode({"ok": reason is None, "reason": reason, "held": held, "now": now})
 
 
-class Nodes(NamedTuple):
-    """Encoded nodes, nearest first, and the array of them, without the farthest where not all fit a datagram."""
-
-    names: Sequence[bytes]
-    array: bytes
-
-    @classmethod
-    def of(cls, names: Sequence[bytes]) -> "Nodes":
-        """These nodes."""
-        count = _fitting(names, MAX_DATAGRAM - HEADER - 3)
-        return cls(names, b"".join((_array_header(count), *names[:count])))
+def fit(names: Sequence[bytes]) -> bool:
+    """Whether a datagram has room for all these encoded nodes."""
+    return sum(map(len, names)) <= _NODES_ROOM
 
 
-def found_result(envelopes: Sequence[bytes], nodes: Nodes, skip: int = 0) -> bytes:
-    """The result of `find_value` where `envelopes` (freshest first) are held, up to where `time_result` follows."""
+def nodes_array(names: Sequence[bytes]) -> bytes:
+    """The result of `find_node`: these encoded nodes, as many of the first as fit."""
+    count = _fitting(names, _NODES_ROOM)
+    return b"".join((_array_header(count), *names[:count]))
+
+
+def found_alone(envelope: bytes, array: bytes) -> tuple[bytes, ...] | None:
+    """The result of `find_value` where this is held and all nodes fit, in pieces, up to where `time_result` follows."""
+    if HEADER + _FOUND_AROUND + 5 + len(envelope) + len(array) > MAX_DATAGRAM:
+        return None
+    return (
+        b"\x85\xa5value",
+        _binary_header(len(envelope)),
+        envelope,
+        b"\xa7records\x90\xa5nodes",
+        array,
+        b"\xa4more\xc2\xa3now",
+    )
+
+
+def found_result(envelopes: Sequence[bytes], names: Sequence[bytes], skip: int = 0) -> bytes:
+    """The result of `find_value` where `envelopes` (freshest first) are held, up to where `time_result` follows.
+
+    `names` are encoded nodes, nearest first.
+    """
     left = envelopes[skip:]
     value = _encode(left[0] if left else None)
-    if len(left) == 1:  # nearly always
-        array, names = nodes.array, nodes.names
-        if HEADER + _FOUND_AROUND + len(value) + len(array) > MAX_DATAGRAM:
-            count = _fitting(names, MAX_DATAGRAM - HEADER - _FOUND_AROUND - len(value))
-            array = b"".join((_array_header(count), *names[:count]))
-        return b"".join((b"\x85\xa5value", value, b"\xa7records\x90\xa5nodes", array, b"\xa4more\xc2\xa3now"))
-    names = nodes.names
     records = [_encode(envelope) for envelope in left[1:]]
     room = MAX_DATAGRAM - HEADER - _FOUND_AROUND - len(value)
     near = _fitting(names[:NODES_FIRST], room)
@@ -188,6 +199,12 @@ _FOUND_AROUND = len(b"\x85\xa5value\xa7records\xa5nodes\xa4more\xa3now") + 2 * 3
 def time_result(now: int) -> bytes:
     """The end of a found result: our time in Unix ms."""
     return b"\xcf" + now.to_bytes(8) if now >= 2**32 else _encode(now)
+
+
+@functools.lru_cache(maxsize=2048)
+def _binary_header(size: int) -> bytes:
+    """The start of msgpack's binary of so many bytes."""
+    return b"\xc4" + bytes((size,)) if size < 256 else b"\xc5" + size.to_bytes(2)
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kademlia.node import Node
 
-from plasm_dht.dht.routing import Contact, PlasmRoutingTable, _closest, network_of
+from plasm_dht.dht.routing import Contact, PlasmRoutingTable, _nearest, network_of
 from tests.dht.support import HERE, ManualClock, node_id
 
 OWN = 1 << 159 | 12345
@@ -73,15 +73,21 @@ def test_the_closest_are_exactly_those_of_brute_force(members: list[int], key: i
     for wanted in (False, True):
         among = [each.long_id for each in router if each.is_stale is wanted]
         assert ids(router.closest(key, k, stale=wanted)) == sorted(among, key=lambda each: each ^ key)[:k]
-    check_alike(router, [key, *(key ^ 1 << bit for bit in range(160)), *(each.long_id for each in router)])
+    check_alike(router, [key, *(key ^ 1 << bit for bit in range(160)), *(each.long_id for each in router)], k)
 
 
-def check_alike(router: PlasmRoutingTable, keys: list[int]) -> None:
-    """Keys that are alike in what decides have the same k + 1 closest, in the same order."""
-    same: dict[int, list[Contact]] = {}
-    for key in [*keys, *keys]:  # the second time it looks around
-        found = router.closest(key, router.ksize + 1)
-        assert same.setdefault(key & router.deciding_bits(key), found) == found
+def check_alike(router: PlasmRoutingTable, keys: list[int], k: int) -> None:
+    """Keys that are alike in what decides have the same k closest, the same next one, and the same bits decide."""
+    same: dict[tuple[int, ...], tuple[set[int], list[int], list[int]]] = {}
+    for key in keys:
+        near, following, bits = router.nearest(key, k)
+        in_order = router.closest(key, k + 1)
+        assert (set(ids(near)), ids(following)) == (set(ids(in_order[:k])), ids(in_order[k:]))
+        path: tuple[int, ...] = ()
+        for bit in bits:  # so far it went the same way, and comes to the same fork
+            assert same.setdefault(path, (set(), [], [bit]))[2] == [bit]
+            path += (bit, key >> bit & 1)
+        assert same.setdefault(path, (set(ids(near)), ids(following), [])) == (set(ids(near)), ids(following), [])
 
 
 @pytest.mark.parametrize("k", [1, 8, 20])
@@ -103,10 +109,10 @@ def test_the_closest_are_exact_among_thousands(k: int) -> None:
         assert ids(router.closest(key, k)) == live[:k]
         keys.append(key)
     keys = [key ^ 1 << bit for key in keys[:20] for bit in range(160)]
-    check_alike(router, keys)
+    check_alike(router, keys, k)
     for each in [each for each in router if each.is_stale]:  # they answer again, and stand between the others
         router.add_contact(each)
-    check_alike(router, keys)
+    check_alike(router, keys, k)
 
 
 @pytest.mark.parametrize("k", [1, 8, 20])
@@ -116,16 +122,15 @@ def test_the_closest_are_exact_where_the_half_of_the_key_has_just_k_or_one_fewer
         key = half << 159 | drawn.getrandbits(159)
         members = [half << 159 | drawn.getrandbits(159) for _ in range(near)]
         members += [(1 - half) << 159 | drawn.getrandbits(159) for _ in range(far)]
-        assert _closest(sorted(members), key, k) == sorted(members, key=key.__xor__)[:k]
+        assert sorted(_nearest(sorted(members), key, k)[0]) == sorted(sorted(members, key=key.__xor__)[:k])
 
 
 def test_contacts_that_differ_in_their_last_bits_alone_are_told_apart() -> None:
     far = [1 << bit for bit in range(100, 150)]
     router = filled([*((5 << 152) + number for number in range(20)), *far], own=5 << 152 | 1 << 20)
     assert len([each for each in router if each.long_id >> 152 == 5]) == 20
-    keys = [(5 << 152) + low for low in (*range(64), 2**60)]
-    check_alike(router, keys)
-    assert len({key & router.deciding_bits(key) for key in keys}) == 2**5  # of 64 and one
+    for k in (1, 5, 19, 20):
+        check_alike(router, [(5 << 152) + low for low in (*range(64), 2**60)], k)
 
 
 def test_find_neighbors_leaves_out_the_node_itself_and_the_one_that_asks() -> None:

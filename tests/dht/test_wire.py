@@ -37,8 +37,8 @@ anything = st.recursive(
 ID = b"\x01" * 20
 
 
-def encoded(near: list[NodeTuple]) -> wire.Nodes:
-    return wire.Nodes.of([encode_node(*node) for node in near])
+def encoded(near: list[NodeTuple]) -> list[bytes]:
+    return [encode_node(*node) for node in near]
 
 
 # -- frames ----------------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def test_a_response_has_the_bytes_that_rpcudp_sends(
 @given(st.lists(nodes, max_size=40))
 def test_a_list_of_nodes_has_the_bytes_of_umsgpack(near: list[NodeTuple]) -> None:
     message_id = bytes(range(20))
-    datagram = wire.response(message_id, encoded(near).array)
+    datagram = wire.response(message_id, wire.nodes_array(encoded(near)))
     listed = umsgpack.unpackb(datagram[21:])
     assert datagram == b"\x01" + message_id + umsgpack.packb([tuple(node) for node in near[: len(listed)]])
 
@@ -153,7 +153,7 @@ def found(held: list[bytes], near: list[NodeTuple], now: int = START, skip: int 
 
 
 def named(near: list[NodeTuple]) -> list[NodeTuple]:
-    datagram = wire.response(bytes(20), encoded(near).array)
+    datagram = wire.response(bytes(20), wire.nodes_array(encoded(near)))
     return [NodeTuple(*node) for node in read_back(datagram[21:])]
 
 
@@ -201,6 +201,30 @@ def test_a_reply_with_one_envelope_has_the_bytes_of_umsgpack_and_all_nodes_that_
     assert result == packed(count)
     assert 21 + len(result) <= 1232
     assert count == len(near) or 21 + len(packed(count + 1)) > 1232 - 4  # room is kept for longer headers
+
+
+@given(envelopes, st.lists(nodes, max_size=24), st.integers(2**40, 2**42))
+def test_one_envelope_and_all_nodes_are_put_together_from_pieces_where_they_fit(
+    envelope: bytes, near: list[NodeTuple], now: int
+) -> None:
+    result = wire.found_result([envelope], encoded(near)) + wire.time_result(now)
+    pieces = wire.found_alone(envelope, wire.nodes_array(encoded(near)))
+    if pieces is None:
+        assert 21 + len(result) > 1232 - 80  # there was no room for another node, or for the last of these
+    else:
+        assert wire.fit(encoded(near))
+        assert b"".join(pieces) + wire.time_result(now) == result
+
+
+@pytest.mark.parametrize("count", [0, 15, 16, 20])
+def test_pieces_are_put_together_up_to_the_last_byte_of_a_datagram_and_no_further(count: int) -> None:
+    near = [NodeTuple(bytes([number]) * 20, HERE, 8468) for number in range(count)]
+    array, last = wire.nodes_array(encoded(near)), 0
+    for size in range(1300):
+        pieces = wire.found_alone(bytes(size), array)
+        if pieces is not None:
+            last = 21 + len(b"".join(pieces) + wire.time_result(START))
+    assert 1232 - 8 < last <= 1232  # room is kept for longer headers
 
 
 @given(st.lists(nodes, max_size=60))

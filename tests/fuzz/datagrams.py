@@ -10,7 +10,7 @@ from unittest import mock
 
 import msgspec
 
-from plasm_dht.dht import answers, limits, protocol, roundtrip, storage, wire
+from plasm_dht.dht import answers, limits, nearest, protocol, roundtrip, storage, wire
 from plasm_dht.dht.call import Call
 from plasm_dht.dht.lookup import MAX_ASKED
 from plasm_dht.dht.server import PlasmServer
@@ -39,6 +39,7 @@ REASONS = {
 # The tables' caps while a world is small, so that a few hundred datagrams fill them.
 SMALL = (
     (limits, "MAX_ADDRESSES", 64), (roundtrip, "MAX_ADDRESSES", 64), (protocol, "MAX_PINGS", 12), (answers, "KEPT", 8),
+    (nearest, "MAX_SETS", 8),
     (storage, "MAX_PUBLISHERS", 6),
 )  # fmt: skip
 RECORDS, BYTES, TASKS = 24, 9000, 4
@@ -335,12 +336,11 @@ class World(Stage):
             "deferred": (len(node._deferred), pings),
             "calls": (len(node._calls), pings * 2 + 8 + 100 * (TASKS + 2 * 4 + 4)),
             "found": (len(node._answers._found), answers.KEPT),
-            "asked": (len(node._answers._asked), answers.KEPT),
-            "nearest": (len(node._answers._nearest), answers.NEAREST_KEPT),
+            "nearest": (node._answers._nearest.count, nearest.MAX_SETS),
             "found for": (sum(map(len, node._answers._found_for.values())), answers.KEPT),
             "records": (store.records, store.max_records + own), "bytes": (store.bytes, store.max_bytes + 1000 * own),
             "publishers": (publishers, storage.MAX_PUBLISHERS + 1), "buckets": (len(router.buckets), 161 * 32),
-            "contacts": (len(router), room), "deciding": (len(router._deciding), 2**8),
+            "contacts": (len(router), room),
             "replacements": (max(len(each.replacement_nodes) for each in router.buckets), node.ksize),
             "tasks": (len(asyncio.all_tasks(self.loop)), self.base + pings + TASKS * 25 + 60),
         }  # fmt: skip

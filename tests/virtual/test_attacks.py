@@ -232,7 +232,7 @@ async def test_of_a_reply_no_more_signatures_are_checked_than_an_honest_one_can_
     now = node.host.clock.wall()
     small = [sign(identity(number), "n", 0, seq=number, issued_at=now, expires_at=now + 1) for number in range(1, 33)]
     envelopes = [record.envelope for record in small]
-    result = wire.found_result(envelopes, wire.Nodes.of([])) + wire.time_result(now)
+    result = wire.found_result(envelopes, []) + wire.time_result(now)
     honest = wire.read_found(wire.response(bytes(20), result))
     assert honest is not None
     assert 8 < len(honest.envelopes) <= MAX_IN_REPLY
