@@ -6,6 +6,7 @@ reads batches of datagrams and sends as many of a given size, and so shows what 
 
 import asyncio
 import gc
+import itertools
 import logging
 import socket
 import sys
@@ -23,6 +24,8 @@ from tests.bench.children import serve
 
 NODE_ID = bytes.fromhex("5a" * 20)
 HOST = "127.0.0.1"
+# Between two changes of the table (s), where it is to change.
+TURNOVER = 0.1
 
 
 def make(kind: str) -> Any:
@@ -38,12 +41,25 @@ def contacts(server: Any) -> int:
     return sum(len(bucket) for bucket in server.protocol.router.buckets)
 
 
+async def turn_over(router: Any) -> None:
+    """Again and again one contact goes and comes back at once."""
+    members = [contact for bucket in router.buckets for contact in bucket.nodes.values()]
+    for contact in itertools.cycle(members):
+        router.remove_contact(contact)
+        router.add_contact(contact)
+        await asyncio.sleep(TURNOVER)
+
+
 async def main(kind: str) -> None:
     """Serve until the input ends."""
     server = make(kind)
     await server.listen(0, HOST)
+    turnover: asyncio.Task[None] | None = None
 
     async def handle(question: dict[str, Any]) -> Any:
+        nonlocal turnover
+        if question.get("turnover"):
+            turnover = asyncio.create_task(turn_over(server.protocol.router))
         for node_id, ip, port in question.get("contacts", ()):
             server.protocol.router.add_contact(Node(bytes.fromhex(node_id), ip, port))
         for key, value in question.get("held", ()):
@@ -52,6 +68,8 @@ async def main(kind: str) -> None:
         return {"contacts": contacts(server), "pending": len(asyncio.all_tasks())}
 
     await serve(handle, {"port": server.transport.get_extra_info("sockname")[1]})
+    if turnover is not None:
+        turnover.cancel()
     server.stop()
 
 

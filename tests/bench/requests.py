@@ -30,22 +30,25 @@ from tests.bench.report import NOT_INSTALLED, Result, Row, Scale, Spread, number
 
 K = 20
 NODES = 400  # of the network whose nodes the table has; nearly all find a place in it
-ASKED = 500  # of what is held; ours keeps the answers to 1,024 keys
+ASKED = 500  # of what is held: all these answers are kept
 VALUE_BYTES = 250
 LANES = 4
 # Requests under way a lane. All of them fit the default receive buffer of a socket: 212,992 bytes, some 270 small ones.
 WINDOW = 48
-# Different requests a lane, sent over and over. Of random ids more: ours keeps 8,192 lists of closest contacts.
+# Different requests a lane, sent over and over: more where what is asked for is not to be one of few.
 POOL = 4096
-HELD = POOL
-RANDOM = 8 * POOL
+MANY = 8 * POOL
+# Of what is held: twice as many names as ours keeps answers to.
+HELD = 4 * POOL
 # Before the first repetition, not counted (s).
 WARM = 0.2
 TARGET = "at least 8 times stock, aim for 10"
 NO_TARGET = "none set"
 RPCS = ("find_value", "find_node")
-# For all that is held, each as often as any other, so that hardly an answer was given lately.
-EACH = "find_value for 4,096 names"
+# For all that is held, each as often as any other, so that no answer is there when it is asked for again.
+EACH = "find_value for 16,384 names"
+# While somebody comes or goes ten times a second, which changes what is closest.
+TURNOVER = "find_node while contacts change"
 
 
 @dataclass
@@ -86,16 +89,16 @@ def placeable(ids: list[bytes]) -> list[bytes]:
         ids = kept
 
 
-def world(scale: Scale) -> World:
+def world(scale: Scale, names: int) -> World:
     """Contacts and records, the same for the same seed."""
     source = random.Random(scale.seed)
     ids = placeable([source.randbytes(20) for _ in range(NODES)])
     contacts = [(node_id, f"127.1.{index >> 8}.{index & 255}", 8468) for index, node_id in enumerate(ids)]
     identity, now = Identity.generate(), int(time.time() * 1000)
     held = []
-    for index in range(HELD):
-        name = f"bench/{index:04d}"
-        filler = bytes(VALUE_BYTES - 146)
+    for index in range(names):
+        name = f"bench/{index:05d}"
+        filler = bytes(VALUE_BYTES - 147)
         record = sign(identity, name, filler, seq=now, issued_at=now, expires_at=now + 86_400_000)
         held.append((shared_key(name), record.envelope))
     return World(contacts, held)
@@ -137,12 +140,12 @@ class Subject:
         if told["contacts"] != len(self.contacts):
             raise BenchError(f"{self.kind} has {told['contacts']} contacts, not {len(self.contacts)}")
 
-    def prepare(self, rpc: str, *, each: bool = False, random_ids: int = RANDOM) -> None:
+    def prepare(self, rpc: str, *, each: bool = False, random_ids: int = MANY) -> None:
         """Make the requests of this kind; `each`: for all that is held, else for some of it, or so many random ids."""
         source = random.Random(rpc)
         keys = [key for key, _ in self.world.held]
         if each:
-            self.targets = source.sample(keys, POOL)
+            self.targets = source.sample(keys, len(keys))
         elif rpc == "find_value":
             self.targets = [source.choice(keys[:ASKED]) for _ in range(POOL)]
         else:
@@ -211,12 +214,12 @@ class Bare(Subject):
 
 def measure(scale: Scale) -> Result:
     """The rows of this group."""
-    repetitions, seconds, random_ids = scale.pick((1, 0.05, POOL), (7, 1.0, RANDOM), (15, 2.0, RANDOM))
+    repetitions, seconds, random_ids = scale.pick((1, 0.05, POOL), (7, 1.0, MANY), (15, 2.0, MANY))
     result = Result()
     with ExitStack() as stack:
         asyncio.set_event_loop(loop := asyncio.new_event_loop())  # a stock table makes tasks
         stack.callback(loop.close)
-        known = world(scale)
+        known = world(scale, scale.pick(POOL, HELD, HELD))
         subjects = {kind: Subject(kind, known, stack) for kind in ("ours", "stock")}
         bare = Bare("bare", known, stack)
         other = opendht.subject(stack, scale)
@@ -240,14 +243,16 @@ def measure(scale: Scale) -> Result:
                     others.append(other.measure(seconds))
             result.rows += rows(rpc, figures, others, subjects)
             result.rows.append(limit(rpc, figures["ours"], bares))
-        figures = {kind: [] for kind in subjects}
-        for subject in subjects.values():
-            subject.prepare("find_value", each=True)
-            subject.measure("find_value", WARM)
-        for _ in range(repetitions):
-            for kind, subject in subjects.items():
-                figures[kind].append(subject.measure("find_value", seconds))
-        result.rows += rows(EACH, figures, None, subjects)
+        for what, rpc in ((EACH, "find_value"), (TURNOVER, "find_node")):
+            figures = {kind: [] for kind in subjects}
+            for subject in subjects.values():
+                subject.ask_table(turnover=what == TURNOVER)
+                subject.prepare(rpc, each=what == EACH, random_ids=random_ids)
+                subject.measure(rpc, WARM)
+            for _ in range(repetitions):
+                for kind, subject in subjects.items():
+                    figures[kind].append(subject.measure(rpc, seconds))
+            result.rows += rows(what, figures, None, subjects)
         for subject in subjects.values():
             subject.ask_table()
     return result
@@ -266,7 +271,7 @@ def rows(
         f" used {max(one['generator'] for one in each):.0%} of the server's CPU time."
         for kind, each in {**figures, **({"OpenDHT": others} if others else {})}.items()
     )
-    if rpc == "find_node":
+    if rpc in ("find_node", TURNOVER):
         note += " Of the 20 truly closest in a reply: " + ", ".join(
             f"{kind} {sum(subject.exact) / len(subject.exact):.1%}" for kind, subject in subjects.items()
         )
@@ -288,8 +293,8 @@ def rows(
                 opendht_spread,
                 ratio,
                 "more",
-                NO_TARGET if rpc == EACH else TARGET,
-                None if rpc == EACH else ratio.median >= 8,
+                TARGET if rpc in RPCS else NO_TARGET,
+                ratio.median >= 8 if rpc in RPCS else None,
                 note if by == "cpu" else "",
             )
         )
