@@ -72,6 +72,7 @@ LAYERS: dict[str, float] = {
     "plasm_dht.provider.reload": 6.9,  # settings that are read again
     "plasm_dht.provider.door": 3.5,  # who may connect to the HTTP server
     "plasm_dht.provider.folder": 3,  # the folder that a download goes to
+    "plasm_dht.dht.distance": 2.5,  # who is closest to a key
     "plasm_dht.dht.nearest": 3.2,  # the closest contacts, encoded and kept
     "plasm_dht.dht.answers": 3.5,  # what is said to find_node and find_value
     "plasm_dht.dht.mmsg": 3,  # many datagrams a system call

@@ -6,7 +6,6 @@ nothing: it says whom to ping and is told who answered and who did not.
 
 import functools
 import ipaddress
-from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -14,6 +13,7 @@ from kademlia.node import Node
 from kademlia.routing import KBucket, RoutingTable
 
 from plasm_dht.clock import Clock
+from plasm_dht.dht.distance import ByDistance
 from plasm_dht.dht.ids import ID_BYTES, TRANSIENT_ID, Address, encode_node
 
 # Missed answers in a row that make a contact stale: one is a lost datagram (the paper, section 4.1, waits for several).
@@ -38,42 +38,6 @@ def network_of(ip: str) -> str | None:
     if address.is_private or address.is_loopback or address.is_link_local:
         return None
     return str(ipaddress.ip_network((ip, 24 if address.version == 4 else 64), strict=False))
-
-
-def _nearest(ids: list[int], key: int, k: int) -> tuple[list[int], list[int]]:
-    """Exactly the k of the sorted ids with the smallest XOR distance to the key, and the bits of it that decide that.
-
-    For all keys that are alike in these bits, in this order, it is the same ids and bits.
-    """
-    nearest: list[int] = []
-    bits = []
-    low, high = 0, len(ids)
-    while high - low > k:
-        # All agree above the highest bit in which the first and the last differ. Of the two halves at that bit the one
-        # that agrees with the key is nearer, whole, than the other.
-        last = ids[high - 1]
-        bit = (ids[low] ^ last).bit_length() - 1
-        bits.append(bit)
-        middle = bisect_left(ids, last >> bit << bit, low, high)
-        if key >> bit & 1:
-            if high - middle >= k:
-                low = middle
-            else:
-                nearest += ids[middle:high]
-                k -= high - middle
-                high = middle
-        elif middle - low >= k:
-            high = middle
-        else:
-            nearest += ids[low:middle]
-            k -= middle - low
-            low = middle
-    nearest += ids[low:high]
-    return nearest, bits
-
-
-def _discard(ids: list[int], each: int) -> None:
-    del ids[bisect_left(ids, each)]
 
 
 class Contact(Node):  # type: ignore[misc]  # the base library has no types
@@ -161,9 +125,8 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         """Forget everybody."""
         self.buckets = [Bucket(0, 2 ** (ID_BYTES * 8) - 1, self.ksize, self.clock)]
         self.version += 1
-        # Sorted, so that the closest are found by halving the range.
-        self._live_ids: list[int] = []
-        self._stale_ids: list[int] = []
+        self._live: ByDistance[Contact] = ByDistance()
+        self._stale: ByDistance[Contact] = ByDistance()
         self._by_id: dict[int, Contact] = {}
         self.by_address: dict[Address, Contact] = {}  # to be read only
 
@@ -180,7 +143,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     @property
     def live_count(self) -> int:
         """How many contacts are not stale."""
-        return len(self._live_ids)
+        return len(self._live)
 
     def find(self, node_id: bytes) -> Contact | None:
         """The contact with this id."""
@@ -213,7 +176,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     def count_at(self, bit: int) -> int:
         """How many live contacts first differ from our id at this bit (159 is the highest): the paper's k-bucket."""
         low = (self.node.long_id >> bit ^ 1) << bit
-        return bisect_left(self._live_ids, low + (1 << bit)) - bisect_left(self._live_ids, low)
+        return self._live.count_between(low, low + (1 << bit))
 
     def is_new_node(self, node: Node) -> bool:
         """Whether no contact has this id."""
@@ -256,24 +219,20 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     def expire_stale(self) -> None:
         """Forget who has been stale for a day."""
         limit = self.clock.monotonic() - STALE_KEPT
-        for contact in [self._by_id[each] for each in self._stale_ids]:
+        for contact in list(self._stale):
             if contact.missed_since < limit:
                 self._drop(contact, promote=True)
 
     def closest(self, key: int, k: int, *, stale: bool = False) -> list[Contact]:
         """Exactly the k contacts of the smallest XOR distance to the key, nearest first; `stale`: only stale ones."""
-        ids, _ = _nearest(self._stale_ids if stale else self._live_ids, key, k)
-        return [self._by_id[each] for each in sorted(ids, key=key.__xor__)]
+        return (self._stale if stale else self._live).closest(key, k)
 
     def nearest(self, key: int, k: int) -> tuple[list[Contact], list[Contact], list[int]]:
-        """The k closest live contacts, in no order; who comes next, or nobody; the bits of the key that decide that.
+        """The k closest live contacts, in no order; who comes next, or nobody; the bits of the key that decide it.
 
         For all keys that are alike in these bits (159 is the highest), in this order, it is the same contacts and bits.
         """
-        ids, bits = _nearest(self._live_ids, key, k + 1)
-        near, more_bits = _nearest(sorted(ids), key, k)
-        following = set(ids).difference(near)
-        return [self._by_id[each] for each in near], [self._by_id[each] for each in following], bits + more_bits
+        return self._live.nearest(key, k)
 
     def find_neighbors(self, node: Node, k: int | None = None, exclude: Node | None = None) -> list[Contact]:
         """The k closest live contacts, nearest first, without the node itself and whoever has `exclude`'s address."""
@@ -325,10 +284,10 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         was_stale = contact.is_stale
         contact.missed = missed
         if contact.is_stale != was_stale:
-            _discard(self._stale_ids if was_stale else self._live_ids, contact.long_id)
-            insort(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
+            (self._stale if was_stale else self._live).remove(contact.long_id)
+            (self._stale if contact.is_stale else self._live).add(contact.long_id, contact)
             self.version += 1
-            if self.on_alone is not None and not self._live_ids:
+            if self.on_alone is not None and not self._live:
                 self.on_alone()
         if missed == 1:
             contact.missed_since = self.clock.monotonic()
@@ -357,7 +316,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         return True
 
     def _index(self, contact: Contact) -> None:
-        insort(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
+        (self._stale if contact.is_stale else self._live).add(contact.long_id, contact)
         self._by_id[contact.long_id] = contact
         contact.encoded = encode_node(contact.id, *contact.address)
         self.version += 1
@@ -366,7 +325,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     def _drop(self, contact: Contact, *, promote: bool) -> None:
         bucket = self.buckets[self.get_bucket_for(contact)]
         del bucket.nodes[contact.id]
-        _discard(self._stale_ids if contact.is_stale else self._live_ids, contact.long_id)
+        (self._stale if contact.is_stale else self._live).remove(contact.long_id)
         del self._by_id[contact.long_id]
         self.version += 1
         if self.by_address.get(contact.address) is contact:

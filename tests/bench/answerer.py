@@ -24,8 +24,8 @@ from tests.bench.children import serve
 
 NODE_ID = bytes.fromhex("5a" * 20)
 HOST = "127.0.0.1"
-# Between two changes of the table (s), where it is to change.
-TURNOVER = 0.1
+# Between two changes of the table (s), where it is to change: as if its 400 contacts stayed for 7 minutes each.
+TURNOVER = 1.0
 
 
 def make(kind: str) -> Any:

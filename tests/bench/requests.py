@@ -47,7 +47,7 @@ NO_TARGET = "none set"
 RPCS = ("find_value", "find_node")
 # For all that is held, each as often as any other, so that no answer is there when it is asked for again.
 EACH = "find_value for 16,384 names"
-# While somebody comes or goes ten times a second, which changes what is closest.
+# While somebody comes or goes each second, which changes what is closest.
 TURNOVER = "find_node while contacts change"
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kademlia.node import Node
 
-from plasm_dht.dht.routing import Contact, PlasmRoutingTable, _nearest, network_of
+from plasm_dht.dht.distance import ByDistance
+from plasm_dht.dht.routing import Contact, PlasmRoutingTable, network_of
 from tests.dht.support import HERE, ManualClock, node_id
 
 OWN = 1 << 159 | 12345
@@ -39,9 +40,9 @@ def check(router: PlasmRoutingTable) -> None:
     """What must hold of every table at any time."""
     in_buckets = [each for bucket in router.buckets for each in bucket.nodes.values()]
     assert sorted(each.long_id for each in in_buckets) == sorted(each.long_id for each in router)
-    assert sorted(router._live_ids + router._stale_ids) == sorted(each.long_id for each in router)
-    assert router._live_ids == sorted(router._live_ids)
-    assert router._stale_ids == sorted(each.long_id for each in router if each.is_stale)
+    for entries, stale in ((router._live, False), (router._stale, True)):
+        assert entries._ids == sorted(each.long_id for each in router if each.is_stale is stale)
+        assert [each.long_id for each in entries] == entries._ids
     assert len({each.address for each in router}) == len(router) == len(router.by_address)
     assert router.live_count == len(router.live())
     edges = [(0, -1), *(bucket.range for bucket in router.buckets)]
@@ -122,7 +123,13 @@ def test_the_closest_are_exact_where_the_half_of_the_key_has_just_k_or_one_fewer
         key = half << 159 | drawn.getrandbits(159)
         members = [half << 159 | drawn.getrandbits(159) for _ in range(near)]
         members += [(1 - half) << 159 | drawn.getrandbits(159) for _ in range(far)]
-        assert sorted(_nearest(sorted(members), key, k)[0]) == sorted(sorted(members, key=key.__xor__)[:k])
+        entries: ByDistance[int] = ByDistance()
+        for each in members:
+            entries.add(each, each)
+        in_order = sorted(members, key=key.__xor__)
+        assert entries.closest(key, k) == in_order[:k]
+        near, following, _ = entries.nearest(key, k)
+        assert (set(near), following) == (set(in_order[:k]), in_order[k : k + 1])
 
 
 def test_contacts_that_differ_in_their_last_bits_alone_are_told_apart() -> None:
