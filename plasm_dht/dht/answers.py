@@ -1,8 +1,7 @@
 """What a node says to `find_node` and `find_value`: the closest contacts, and what it holds.
 
 An answer that shows what is held is kept until that, or what is held under its key, or the routing table changes: a
-popular name is asked for by everybody. Where one envelope is held the answer is kept in its pieces, which are there
-anyway.
+popular name is asked for by everybody.
 """
 
 from collections.abc import Collection
@@ -15,13 +14,13 @@ from plasm_dht.dht.nearest import NearestSets
 from plasm_dht.dht.routing import PlasmRoutingTable
 from plasm_dht.dht.storage import RecordStorage
 
-# Answers that are kept, of some 0.3 KiB each, or 1.5 KiB where several publishers use one name.
-KEPT = 8192
+# Answers that are kept, of some 1.5 KiB each.
+KEPT = 4096
 
 _LOOK_AT = attrgetter("look_at")
 
 # A result without the time at its end, whom it names, and until when it holds (monotonic).
-Found: TypeAlias = tuple[tuple[bytes, ...], Collection[bytes], float]
+Found: TypeAlias = tuple[bytes, Collection[bytes], float]
 
 
 class Answers:
@@ -74,7 +73,7 @@ class Answers:
             kept = self._held_under(key, asker, skip)
         if kept is None:
             return self.find_node(message_id, key, asker)
-        return b"".join((wire.RESPONSE, message_id, *kept[0], self._time))
+        return b"".join((wire.RESPONSE, message_id, kept[0], self._time))
 
     def _held_under(self, key: bytes, asker: bytes, skip: int) -> Found | None:
         held = self._storage.holdings(key)
@@ -84,11 +83,11 @@ class Answers:
         is_named = asker in nearest.names
         array = self._nearest.array_without(key, asker) if is_named else nearest.array
         names: Collection[bytes] = nearest.names
-        pieces = wire.found_alone(held[0].envelope, array) if len(held) == 1 and not skip else None  # nearly always
-        if pieces is None:
+        result = wire.found_alone(held[0].envelope, array) if len(held) == 1 and not skip else None  # nearly always
+        if result is None:
             names = self._nearest.in_order(key, asker)
-            pieces = (wire.found_result([holding.envelope for holding in held], names, skip),)
-        made = pieces, names, min(map(_LOOK_AT, held))
+            result = wire.found_result([holding.envelope for holding in held], names, skip)
+        made = result, names, min(map(_LOOK_AT, held))
         if not skip:
             self._make_room()
             if is_named:  # the answer of the key itself names it, and must not

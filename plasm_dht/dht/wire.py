@@ -155,18 +155,12 @@ def nodes_array(names: Sequence[bytes]) -> bytes:
     return b"".join((_array_header(count), *names[:count]))
 
 
-def found_alone(envelope: bytes, array: bytes) -> tuple[bytes, ...] | None:
-    """The result of `find_value` where this is held and all nodes fit, in pieces, up to where `time_result` follows."""
-    if HEADER + _FOUND_AROUND + 5 + len(envelope) + len(array) > MAX_DATAGRAM:
+def found_alone(envelope: bytes, array: bytes) -> bytes | None:
+    """As `found_result` of one envelope and all nodes of the array; `None` where a datagram has no room for them."""
+    value = _encode(envelope)
+    if HEADER + _FOUND_AROUND + len(value) + len(array) > MAX_DATAGRAM:
         return None
-    return (
-        b"\x85\xa5value",
-        _binary_header(len(envelope)),
-        envelope,
-        b"\xa7records\x90\xa5nodes",
-        array,
-        b"\xa4more\xc2\xa3now",
-    )
+    return b"".join((b"\x85\xa5value", value, b"\xa7records\x90\xa5nodes", array, b"\xa4more\xc2\xa3now"))
 
 
 def found_result(envelopes: Sequence[bytes], names: Sequence[bytes], skip: int = 0) -> bytes:
@@ -199,12 +193,6 @@ _FOUND_AROUND = len(b"\x85\xa5value\xa7records\xa5nodes\xa4more\xa3now") + 2 * 3
 def time_result(now: int) -> bytes:
     """The end of a found result: our time in Unix ms."""
     return b"\xcf" + now.to_bytes(8) if now >= 2**32 else _encode(now)
-
-
-@functools.lru_cache(maxsize=2048)
-def _binary_header(size: int) -> bytes:
-    """The start of msgpack's binary of so many bytes."""
-    return b"\xc4" + bytes((size,)) if size < 256 else b"\xc5" + size.to_bytes(2)
 
 
 @functools.lru_cache(maxsize=64)

@@ -38,7 +38,7 @@ WINDOW = 48
 # Different requests a lane, sent over and over: more where what is asked for is not to be one of few.
 POOL = 4096
 MANY = 8 * POOL
-# Of what is held: twice as many names as ours keeps answers to.
+# Of what is held: four times as many names as ours keeps answers to.
 HELD = 4 * POOL
 # Before the first repetition, not counted (s).
 WARM = 0.2

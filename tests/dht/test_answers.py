@@ -188,7 +188,7 @@ def test_a_store_forgets_the_answers_of_its_own_key_alone(here: Setting, monkeyp
 
 
 def test_endless_keys_and_askers_keep_no_endless_answers(here: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert KEPT == 8192
+    assert KEPT == 4096
     monkeypatch.setattr("plasm_dht.dht.answers.KEPT", 256)
     names = [f"name/{number}" for number in range(128)]
     for name in names:

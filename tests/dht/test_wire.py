@@ -204,26 +204,26 @@ def test_a_reply_with_one_envelope_has_the_bytes_of_umsgpack_and_all_nodes_that_
 
 
 @given(envelopes, st.lists(nodes, max_size=24), st.integers(2**40, 2**42))
-def test_one_envelope_and_all_nodes_are_put_together_from_pieces_where_they_fit(
+def test_one_envelope_and_all_nodes_are_as_any_other_answer_where_they_fit(
     envelope: bytes, near: list[NodeTuple], now: int
 ) -> None:
     result = wire.found_result([envelope], encoded(near)) + wire.time_result(now)
-    pieces = wire.found_alone(envelope, wire.nodes_array(encoded(near)))
-    if pieces is None:
+    alone = wire.found_alone(envelope, wire.nodes_array(encoded(near)))
+    if alone is None:
         assert 21 + len(result) > 1232 - 80  # there was no room for another node, or for the last of these
     else:
         assert wire.fit(encoded(near))
-        assert b"".join(pieces) + wire.time_result(now) == result
+        assert alone + wire.time_result(now) == result
 
 
 @pytest.mark.parametrize("count", [0, 15, 16, 20])
-def test_pieces_are_put_together_up_to_the_last_byte_of_a_datagram_and_no_further(count: int) -> None:
+def test_one_envelope_and_all_nodes_are_sent_up_to_the_last_byte_of_a_datagram_and_no_further(count: int) -> None:
     near = [NodeTuple(bytes([number]) * 20, HERE, 8468) for number in range(count)]
     array, last = wire.nodes_array(encoded(near)), 0
     for size in range(1300):
-        pieces = wire.found_alone(bytes(size), array)
-        if pieces is not None:
-            last = 21 + len(b"".join(pieces) + wire.time_result(START))
+        alone = wire.found_alone(bytes(size), array)
+        if alone is not None:
+            last = 21 + len(alone + wire.time_result(START))
     assert 1232 - 8 < last <= 1232  # room is kept for longer headers
 
 
