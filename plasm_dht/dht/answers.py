@@ -14,7 +14,7 @@ from plasm_dht.dht.nearest import NearestSets
 from plasm_dht.dht.routing import PlasmRoutingTable
 from plasm_dht.dht.storage import RecordStorage
 
-# Answers that are kept, of some 1.5 KiB each.
+# Answers that are kept, of some 1.3 KiB each, and 2 KiB more where the set of the closest contacts is not kept.
 KEPT = 4096
 
 _LOOK_AT = attrgetter("look_at")

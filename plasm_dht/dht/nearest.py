@@ -1,9 +1,9 @@
 """The closest contacts to any key, encoded as they are handed out, and kept until somebody comes or goes.
 
 Which contacts are the k closest to a key is decided by few of its bits. What was looked up once stands at the end of a
-path through these bits, so that all keys that are alike in them find it there. A table of n contacts has some 2n of
-these sets, and many times as many orders in which they are from a key. So they are handed out in no order: whoever asks
-knows the key and the ids.
+path through these bits, so that all keys that are alike in them find it there. A table of n contacts whose ids are
+random has some 2n of these sets, and many times as many orders in which they are from a key. So they are handed out in
+no order: whoever asks knows the key and the ids.
 """
 
 from typing import NamedTuple, TypeAlias, final
@@ -12,8 +12,8 @@ from plasm_dht.dht import wire
 from plasm_dht.dht.ids import ID_BYTES
 from plasm_dht.dht.routing import PlasmRoutingTable
 
-# Sets that are kept, of some 4 KiB each.
-MAX_SETS = 4096
+# Sets that are kept, of some 4 KiB each, and forks on the way to them.
+MAX_KEPT = 4096
 # The bits of a key's first byte, by which its path is found without a step for each.
 FIRST = range(ID_BYTES * 8 - 8, ID_BYTES * 8)
 
@@ -42,7 +42,10 @@ Place: TypeAlias = "Fork | Nearest | None"
 
 
 class NearestSets:
-    """The k live contacts of a routing table that are closest to a key, or as many of them as fit a datagram."""
+    """The k live contacts of a routing table that are closest to a key, or as many of the nearest as fit a datagram.
+
+    Whoever of the k does not fit makes no room by being the asker.
+    """
 
     def __init__(self, router: PlasmRoutingTable, k: int) -> None:
         self._router = router
@@ -52,7 +55,7 @@ class NearestSets:
     def forget(self) -> None:
         """The table has changed."""
         self._by_first_byte: dict[int, Place] = {}
-        self.count = 0
+        self.count = 0  # sets and forks
 
     def to(self, key: bytes) -> Nearest:
         """Those closest to the key."""
@@ -90,8 +93,7 @@ class NearestSets:
             else:
                 most = count - 1
             count = (fit + most + 1) // 2
-        if self.count < MAX_SETS:
-            self.count += 1
+        if self.count < MAX_KEPT:
             self._keep(key, path, nearest)
         return nearest
 
@@ -103,5 +105,7 @@ class NearestSets:
             fork = sides.get(side)
             if not isinstance(fork, Fork):
                 fork = sides[side] = Fork(bit)
+                self.count += 1
             sides, side = fork.sides, key[fork.byte] & fork.mask
         sides[side] = nearest
+        self.count += 1

@@ -143,6 +143,7 @@ class Subject:
     def prepare(self, rpc: str, *, each: bool = False, random_ids: int = MANY) -> None:
         """Make the requests of this kind; `each`: for all that is held, else for some of it, or so many random ids."""
         source = random.Random(rpc)
+        self.exact.clear()
         keys = [key for key, _ in self.world.held]
         if each:
             self.targets = source.sample(keys, len(keys))

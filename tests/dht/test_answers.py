@@ -122,6 +122,30 @@ def test_where_not_all_fit_the_nearest_are_named_whoever_asks(size: int, publish
                 assert len(shown) == min(20, contacts - (contact is not None))
 
 
+def test_a_change_of_the_table_shows_where_something_is_held(here: Setting) -> None:
+    here.storage.store(KEY, record().envelope)
+    before = in_order(here.found()["nodes"])
+    nearest = here.router.closest(int.from_bytes(KEY), 1)[0]
+    here.router.remove_contact(nearest)
+    assert in_order(here.found()["nodes"]) == here.expected() != before
+    here.router.flush()
+    assert here.found()["nodes"] == here.nodes() == []
+
+
+def test_what_is_to_be_left_out_is_left_out_however_little_is_held(here: Setting) -> None:
+    here.storage.store(KEY, record().envelope)
+    for _ in range(2):
+        found = here.found(skip=1)
+        assert (found["value"], found["records"], found["more"]) == (None, [], False)
+        assert in_order(found["nodes"]) == here.expected()
+
+
+def test_k_nodes_are_named_beside_several_small_records(here: Setting) -> None:
+    for each in range(2):
+        here.storage.store(KEY, record(b"", by=IDENTITIES[each], issued_at=START - each).envelope)
+    assert in_order(here.found()["nodes"]) == here.expected()
+
+
 def test_what_has_ended_is_not_shown_from_memory(here: Setting) -> None:
     here.storage.store(KEY, record().envelope)
     assert here.found()["value"] is not None

@@ -227,10 +227,17 @@ def test_one_envelope_and_all_nodes_are_sent_up_to_the_last_byte_of_a_datagram_a
     assert 1232 - 8 < last <= 1232  # room is kept for longer headers
 
 
+def test_nodes_fit_up_to_the_last_byte() -> None:
+    room = 1232 - 21 - 3
+    assert wire.fit([bytes(room - 40), bytes(40)])
+    assert not wire.fit([bytes(room - 40), bytes(41)])
+
+
 @given(st.lists(nodes, max_size=60))
 def test_every_list_of_nodes_fits_a_datagram(near: list[NodeTuple]) -> None:
     reply = named(near)
     assert reply == near[: len(reply)]
+    assert wire.fit(encoded(near)) is (len(reply) == len(near))
     if len(reply) < len(near):
         sizes = [len(encode_node(*node)) for node in near]
         assert 21 + 3 + sum(sizes[: len(reply) + 1]) > 1232

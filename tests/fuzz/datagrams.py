@@ -39,7 +39,7 @@ REASONS = {
 # The tables' caps while a world is small, so that a few hundred datagrams fill them.
 SMALL = (
     (limits, "MAX_ADDRESSES", 64), (roundtrip, "MAX_ADDRESSES", 64), (protocol, "MAX_PINGS", 12), (answers, "KEPT", 8),
-    (nearest, "MAX_SETS", 8),
+    (nearest, "MAX_KEPT", 8),
     (storage, "MAX_PUBLISHERS", 6),
 )  # fmt: skip
 RECORDS, BYTES, TASKS = 24, 9000, 4
@@ -336,7 +336,7 @@ class World(Stage):
             "deferred": (len(node._deferred), pings),
             "calls": (len(node._calls), pings * 2 + 8 + 100 * (TASKS + 2 * 4 + 4)),
             "found": (len(node._answers._found), answers.KEPT),
-            "nearest": (node._answers._nearest.count, nearest.MAX_SETS),
+            "nearest": (node._answers._nearest.count, nearest.MAX_KEPT + 160),
             "found for": (sum(map(len, node._answers._found_for.values())), answers.KEPT),
             "records": (store.records, store.max_records + own), "bytes": (store.bytes, store.max_bytes + 1000 * own),
             "publishers": (publishers, storage.MAX_PUBLISHERS + 1), "buckets": (len(router.buckets), 161 * 32),
