@@ -225,7 +225,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
 
     def closest(self, key: int, k: int, *, stale: bool = False) -> list[Contact]:
         """Exactly the k contacts of the smallest XOR distance to the key, nearest first; `stale`: only stale ones."""
-        return (self._stale if stale else self._live).closest(key, k)
+        return self._those(stale=stale).closest(key, k)
 
     def nearest(self, key: int, k: int) -> tuple[list[Contact], list[Contact], list[int]]:
         """The k closest live contacts, in no order; who comes next, or nobody; the bits of the key that decide it.
@@ -279,13 +279,16 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
                 low = (own >> bit ^ 1) << bit
                 yield low, low + (1 << bit) - 1
 
+    def _those(self, *, stale: bool) -> ByDistance[Contact]:
+        return self._stale if stale else self._live
+
     def _set_missed(self, contact: Contact, missed: int) -> None:
         """Count the missed answers of a contact in the table."""
         was_stale = contact.is_stale
         contact.missed = missed
         if contact.is_stale != was_stale:
-            (self._stale if was_stale else self._live).remove(contact.long_id)
-            (self._stale if contact.is_stale else self._live).add(contact.long_id, contact)
+            self._those(stale=was_stale).remove(contact.long_id)
+            self._those(stale=contact.is_stale).add(contact.long_id, contact)
             self.version += 1
             if self.on_alone is not None and not self._live:
                 self.on_alone()
@@ -316,7 +319,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
         return True
 
     def _index(self, contact: Contact) -> None:
-        (self._stale if contact.is_stale else self._live).add(contact.long_id, contact)
+        self._those(stale=contact.is_stale).add(contact.long_id, contact)
         self._by_id[contact.long_id] = contact
         contact.encoded = encode_node(contact.id, *contact.address)
         self.version += 1
@@ -325,7 +328,7 @@ class PlasmRoutingTable(RoutingTable):  # type: ignore[misc]  # the base library
     def _drop(self, contact: Contact, *, promote: bool) -> None:
         bucket = self.buckets[self.get_bucket_for(contact)]
         del bucket.nodes[contact.id]
-        (self._stale if contact.is_stale else self._live).remove(contact.long_id)
+        self._those(stale=contact.is_stale).remove(contact.long_id)
         del self._by_id[contact.long_id]
         self.version += 1
         if self.by_address.get(contact.address) is contact:
